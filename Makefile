@@ -1,0 +1,76 @@
+# The commands of this project. `make help` lists them; `bench` and `test` set up what they need by themselves.
+
+SUITE    ?=
+MODEL    ?= testbed
+METHODS  ?=
+SCALE    ?=
+OUT      ?=
+DOWNLOAD ?=
+ARGS     ?=
+PYTHON   ?= python3
+EXTRAS   ?= dev,detectors,fid,testbed
+WORKERS  ?= 4
+WORK     ?= runs/testbed
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.complete
+UV    := $(shell uv --version >/dev/null 2>&1 && command -v uv)
+
+# The folder datasets/ is data: with the root on sys.path it would be taken for Hugging Face's library of that name.
+export PYTHONSAFEPATH := 1
+# Waiting threads sleep instead of spinning: on a busy machine spinning makes torch ten times slower.
+export OMP_WAIT_POLICY := PASSIVE
+# No hub is asked for anything unless DOWNLOAD=1.
+export HF_HUB_OFFLINE := $(if $(DOWNLOAD),0,1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench test check testbed tables regress baseline perf docs
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything in it (uv if there is one, else venv and pip)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): torch and what stands on it, some gigabytes the first time …" >&2
+ifneq ($(UV),)
+	@test -x $(BIN)/python || uv venv --python '>=3.11' $(VENV)
+	@uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@uv pip install --python $(BIN)/python --constraint constraints.txt --no-deps facenet-pytorch
+else
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 3; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps facenet-pytorch
+endif
+	@touch $@
+
+bench: ## run a suite to its board: make bench SUITE=objects [MODEL= METHODS= SCALE= OUT= DOWNLOAD=1]
+ifeq ($(strip $(SUITE)),)
+	@echo "make bench needs a suite, such as: make bench SUITE=objects (there are: $(basename $(notdir $(wildcard suites/*.yaml))))" >&2; exit 2
+else
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/erasure-bench run '$(SUITE)' --model '$(MODEL)' $(if $(METHODS),--methods '$(METHODS)') \
+	  $(if $(SCALE),--scale '$(SCALE)') $(if $(OUT),--out '$(OUT)') $(if $(DOWNLOAD),--download) $(ARGS)
+endif
+
+test: setup ## run the tests: make test [ARGS='--slow -k sample']
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses $(WORKERS) $(ARGS)
+
+check: setup ## what CI runs: lint, types, tests
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+testbed: setup ## train the embedded model anew under runs/testbed (npm for the artwork; hours on a CPU, and it resumes)
+	@command -v npm >/dev/null || { echo "make testbed fetches its artwork with npm, which is not here; install Node.js" >&2; exit 3; }
+	@mkdir -p $(WORK) && cp benchmark/testbed/package.json $(WORK)
+	@npm install --prefix $(WORK) --silent --ignore-scripts --no-audit --no-fund
+	@$(BIN)/python -m benchmark.testbed.build --node-modules $(WORK)/node_modules --work $(WORK) $(ARGS)
+	@echo "To ship the result: replace benchmark/testbed/weights by $(WORK)/weights, then make check" >&2
+
+# Named in the design, not built yet: said so instead of doing something else.
+tables regress baseline perf docs:
+	@echo "make $@ does not exist yet; see CHANGELOG.md for what does" >&2; exit 2

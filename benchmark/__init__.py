@@ -1,0 +1,1 @@
+"""A reproducible benchmark for erasing concepts from text-to-image diffusion models."""

@@ -1,0 +1,1 @@
+"""Text-to-image models behind one interface: predictions, trajectories and text projections, whatever the network."""

@@ -1,0 +1,151 @@
+"""What both families do alike: text positions, noise, tensor names, layers, counting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.backbones.base import Counts, Layer, Part
+
+# --- text -----------------------------------------------------------------------------------------------------
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `(batch, length)`: padded, and cut at `length` as the pipelines do."""
+    if isinstance(prompts, str):
+        raise TypeError(f"expected a sequence of prompts, got the string {prompts!r}; wrap it in a list")
+    out = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return out.input_ids, out.attention_mask
+
+
+def span(tokenizer: Any, prompt: str, phrase: str, length: int) -> range:
+    """Positions of the tokens that spell the first whole-word occurrence of `phrase`, any case.
+
+    Tokens are found by the characters they cover, so a word split into several, and punctuation glued to a
+    word, are both right. Raises ValueError if the phrase is not there or is cut off at `length`.
+    """
+    first, last = _characters(prompt, phrase)
+    out = tokenizer(prompt, max_length=length, truncation=True, return_offsets_mapping=True)
+    covers = [i for i, (a, b) in enumerate(out["offset_mapping"]) if a < b and a < last and b > first]
+    if not covers or out["offset_mapping"][covers[-1]][1] < last:
+        raise ValueError(f"{phrase!r} is cut off: {prompt!r} is longer than the text encoder's {length} tokens")
+    return range(covers[0], covers[-1] + 1)
+
+
+def _characters(prompt: str, phrase: str) -> tuple[int, int]:
+    words = phrase.split()
+    if words:
+        # a boundary only at edges that are letters or digits: "'s" may follow a letter
+        before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+        after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
+        if found := re.search(before + r"\s+".join(map(re.escape, words)) + after, prompt, re.IGNORECASE):
+            return found.span()
+    raise ValueError(f"{phrase!r} does not occur as whole words in the prompt {prompt!r}")
+
+
+# --- noise ----------------------------------------------------------------------------------------------------
+
+
+def draw(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal `(batch, *shape)`, float32 on the CPU, one generator per seed.
+
+    The same numbers as a diffusers pipeline with a list of CPU generators. The CPU generator uses the low 32 bits
+    of a seed.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Scalar or `(batch,)` values in a shape that broadcasts over `like` `(batch, …)`.
+
+    Never 0-dimensional, so that half-precision latents are worked on in the values' float32.
+    """
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration as a file would give it.
+
+    Built in code it also lists the arguments "left at their defaults" (every positional one among them), which
+    diffusers' `from_config` would then ignore.
+    """
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def settle(module: nn.Module, device: torch.device) -> Any:
+    """The module on its device, in eval mode (code-built modules start in train mode), without gradients."""
+    return module.to(device).eval().requires_grad_(False)
+
+
+def tensors(components: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All parameters and buffers, live, by `component.name`; tied weights once, under their first name."""
+    return {
+        f"{component}.{name}": tensor
+        for component, module in components.items()
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+
+
+def layers(component: str, denoiser: nn.Module, part: Callable[[str], Part]) -> list[Layer]:
+    """Modules that hold parameters of their own, in the order in which the model defines them."""
+    found = []
+    for name, module in denoiser.named_modules():
+        own = tuple(f"{component}.{name}.{p}" for p, _ in module.named_parameters(recurse=False))
+        if own:
+            found.append(Layer(f"{component}.{name}", _kind(module), part(name), own))
+    return found
+
+
+def _kind(module: nn.Module) -> Literal["linear", "conv", "norm", "other"]:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Conv2d):
+        return "conv"
+    return "norm" if "Norm" in type(module).__name__ else "other"
+
+
+# --- work -----------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """The counts that are running; a backbone and its students share one."""
+
+    def __init__(self) -> None:
+        self._running: list[Counts] = []
+
+    @contextmanager
+    def counting(self) -> Iterator[Counts]:
+        """Count until the block ends. Blocks may nest; each counts all work inside it."""
+        counts = Counts()
+        self._running.append(counts)
+        try:
+            yield counts
+        finally:
+            self._running = [c for c in self._running if c is not counts]
+
+    def text(self, samples: int) -> None:
+        """`samples` prompts were encoded."""
+        for counts in self._running:
+            counts.text_encodes += samples
+
+    def denoiser(self, output: Tensor) -> Tensor:
+        """A forward was done, one sample per row of `output`; its backward counts when the gradient comes back."""
+        samples = output.shape[0]
+        for counts in self._running:
+            counts.denoiser_forwards += samples
+        if output.requires_grad:
+            hook: Any = output.register_hook  # torch gives it no types
+            hook(lambda _: self._backward(samples))
+        return output
+
+    def _backward(self, samples: int) -> None:
+        for counts in self._running:
+            counts.denoiser_backwards += samples

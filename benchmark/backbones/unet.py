@@ -1,0 +1,213 @@
+"""Stable Diffusion's family: a U-Net that predicts noise and reads CLIP text through cross-attention."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from benchmark.backbones import _shared
+from benchmark.backbones.base import Backbone, Counts, Embedding, Layer, Part, Projection
+from benchmark.errors import BadInput
+from benchmark.interface import Family
+
+
+@final
+class UNetBackbone(Backbone):
+    """`UNet2DConditionModel` + `CLIPTextModel` + `CLIPTokenizer` + `AutoencoderKL`.
+
+    `scheduler` is the configuration of the model's own scheduler, of any class; its noise schedule, spacing and
+    offsets are read as diffusers' `DDIMScheduler.from_config` reads them. Latents are never clipped. A model with
+    v-prediction (SD 2.1) answers in noise like the others. `size` is the image's height and width in pixels, by
+    default the model's own.
+    """
+
+    family: Family = "unet-epsilon"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        unet: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        vae: Any,
+        scheduler: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.dtype = unet.dtype
+        self._unet = _shared.settle(unet, self.device)
+        self._text_encoder = _shared.settle(text_encoder, self.device)
+        self._vae = _shared.settle(vae, self.device)
+        self._tokenizer = tokenizer
+        self._length: int = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self._scheduler = _ddim(scheduler)
+        self._alphas_cumprod = self._scheduler.alphas_cumprod.to(self.device)
+        _check_channels(unet.config, vae.config)
+        self._shape(size)
+        self._meter = _shared.Meter()
+
+    def _shape(self, size: tuple[int, int] | None) -> None:
+        factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        native = self._unet.config.sample_size
+        height, width = size or (native * factor, native * factor)
+        if height % factor or width % factor or height < factor or width < factor:
+            raise BadInput(f"expected image sides that are multiples of {factor} pixels, got {height}x{width}")
+        self.image_size = (height, width)
+        self.latent_shape = (self._unet.config.in_channels, height // factor, width // factor)
+
+    # --- text -------------------------------------------------------------------------------------------------
+
+    def embed(self, prompts: Sequence[str]) -> Embedding:
+        """Last hidden states of all positions, after the final norm, as Stable Diffusion reads them."""
+        ids, mask = (part.to(self.device) for part in _shared.tokenize(self._tokenizer, prompts, self._length))
+        self._meter.text(len(ids))
+        masked = getattr(self._text_encoder.config, "use_attention_mask", False)
+        states = self._text_encoder(ids, attention_mask=mask if masked else None).last_hidden_state
+        # the mask covers BOS, content and one EOS, so an empty prompt gives the BOS
+        return Embedding(states.to(self.dtype), None, ids, mask.sum(1) - 2)
+
+    def span(self, prompt: str, phrase: str) -> range:
+        """See the base; whole words, any case."""
+        return _shared.span(self._tokenizer, prompt, phrase, self._length)
+
+    # --- denoiser ---------------------------------------------------------------------------------------------
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """See the base; drawn in float32 on the CPU, then moved."""
+        return _shared.draw(seeds, self.latent_shape).to(self.device, self.dtype)
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Integer times as `DDIMScheduler` spaces them, from noise to image."""
+        most = self._scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
+            raise BadInput(f"expected 1 to {most} sampling steps, got {steps}")
+        self._scheduler.set_timesteps(steps)
+        times: Tensor = self._scheduler.timesteps.to(self.device)
+        return times
+
+    def predict(self, x: Tensor, t: Tensor, text: Embedding) -> Tensor:
+        """See the base; the noise, also for a model that was trained to predict v."""
+        out = self._meter.denoiser(self._unet(x, t, encoder_hidden_states=text.tokens, return_dict=False)[0])
+        if self._scheduler.config.prediction_type == "epsilon":
+            return out
+        alpha, sigma = self._alpha_sigma(t, x)
+        return (alpha * out + sigma * x).to(x.dtype)  # ε = αv + σx; Salimans and Ho 2022, appendix D
+
+    def clean(self, x: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """x₀ = (x − σε)/α; Song et al. 2021, eq. 9."""
+        alpha, sigma = self._alpha_sigma(t, x)
+        return ((x - sigma * prediction) / alpha).to(x.dtype)
+
+    def noisy(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """αx₀ + σε; Ho et al. 2020, eq. 4."""
+        alpha, sigma = self._alpha_sigma(t, clean)
+        return (alpha * clean + sigma * noise).to(clean.dtype)
+
+    def step(self, x: Tensor, index: int, prediction: Tensor, steps: int) -> Tensor:
+        """DDIM with eta 0: α'x₀ + σ'ε; Song et al. 2021, eq. 12. The last step ends at the schedule's final alpha."""
+        t = self.timesteps(steps)[index]
+        before = t - self._scheduler.config.num_train_timesteps // steps
+        end = self._scheduler.final_alpha_cumprod.to(self.device)
+        a = _shared.per_sample(torch.where(before >= 0, self._alphas_cumprod[before.clamp(min=0)], end), x)
+        return (a**0.5 * self.clean(x, t, prediction) + (1 - a) ** 0.5 * prediction).to(x.dtype)
+
+    def _alpha_sigma(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = _shared.per_sample(self._alphas_cumprod[t], x)
+        return a**0.5, (1 - a) ** 0.5
+
+    # --- images -----------------------------------------------------------------------------------------------
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See the base."""
+        images: Tensor = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See the base."""
+        latents: Tensor = self._vae.encode(images.to(self.device, self.dtype) * 2 - 1).latent_dist.mean
+        return latents.mul(self._vae.config.scaling_factor)
+
+    # --- weights ----------------------------------------------------------------------------------------------
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """See the base; components `unet` and `text_encoder`."""
+        return _shared.tensors({"unet": self._unet, "text_encoder": self._text_encoder})
+
+    def projections(self) -> list[Projection]:
+        """Keys and values of every cross-attention (`attn2`), in module order, key before value."""
+        return [
+            Projection(f"unet.{name}.weight", module.weight, "key" if name.endswith("to_k") else "value")
+            for name, module in self._unet.named_modules()
+            if name.endswith((".attn2.to_k", ".attn2.to_v"))
+        ]
+
+    def layers(self) -> list[Layer]:
+        """See the base. A transformer block's norms belong to what they feed (`norm2` to cross-attention): methods that
+        train linear and convolutional layers only, such as ESD, look at `kind` too."""
+        return _shared.layers("unet", self._unet, _part)
+
+    def student(self) -> UNetBackbone:
+        """See the base."""
+        twin = copy.copy(self)
+        twin._unet = copy.deepcopy(self._unet)
+        return twin
+
+    def counting(self) -> AbstractContextManager[Counts]:
+        """See the base."""
+        return self._meter.counting()
+
+
+def _ddim(config: Mapping[str, Any]) -> Any:
+    untyped: Any = DDIMScheduler
+    scheduler = untyped.from_config(_shared.plain(config))
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise BadInput(f"expected prediction_type epsilon or v_prediction in the scheduler's config, got {kind!r}")
+    if scheduler.config.rescale_betas_zero_snr:
+        raise BadInput("expected a noise schedule that ends above zero signal, got rescale_betas_zero_snr: true")
+    return scheduler
+
+
+def _check_channels(unet: Any, vae: Any) -> None:
+    if unet.in_channels != vae.latent_channels or unet.addition_embed_type is not None:
+        raise BadInput(
+            f"expected a text-to-image U-Net over {vae.latent_channels} latent channels with text alone, got "
+            f"{unet.in_channels} input channels and addition_embed_type {unet.addition_embed_type!r}; "
+            "inpainting, SDXL and the like are not supported"
+        )
+
+
+_PLACES: tuple[tuple[str, Part], ...] = (
+    (".attn1.", "self-attention"),
+    (".norm1.", "self-attention"),
+    (".attn2.", "cross-attention"),
+    (".norm2.", "cross-attention"),
+    (".ff.", "feed-forward"),
+    (".norm3.", "feed-forward"),
+)
+
+
+def _part(name: str) -> Part:
+    block = name.split(".transformer_blocks.")
+    if len(block) == 2:
+        return next(part for mark, part in _PLACES if mark in f".{block[1]}.")
+    for mark, part in (
+        (".attentions.", "projection"),  # its norm, proj_in and proj_out
+        (".resnets.", "residual"),
+        ("samplers.", "resample"),
+        ("conv_in", "input"),
+        ("conv_norm_out", "output"),
+        ("conv_out", "output"),
+    ):
+        if mark in name:
+            return part  # type: ignore[return-value]
+    return "time"

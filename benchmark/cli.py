@@ -1,0 +1,359 @@
+"""The commands, thin: each turns its arguments into one call and its result into lines and an exit code.
+
+Nothing heavy is imported before a command runs, so that help and lists answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+
+from benchmark.errors import BadInput, BenchError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="erasure-bench",
+    help="Benchmark concept erasure in text-to-image diffusion models.",
+    epilog="Example: erasure-bench run objects",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"max_content_width": 100},
+    # Plain messages of a few lines, on any terminal; and help need not load a renderer.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Executor(StrEnum):
+    """What runs the cells of a plan."""
+
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+
+
+class Format(StrEnum):
+    """How a board is written."""
+
+    term = "term"
+    md = "md"
+    csv = "csv"
+    json = "json"
+    tex = "tex"
+
+
+# --- options that several commands share ----------------------------------------------------------------------
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines only, no live display.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE|FILE.yaml", help="A shipped suite, or a file of your own.")]
+Model = Annotated[str, typer.Option(metavar="M", help="A model by name, or the path of a diffusers folder.")]
+Methods = Annotated[str | None, typer.Option(metavar="a,b@v", help="Methods, by comma; the suite's own if left out.")]
+Scale = Annotated[float, typer.Option(metavar="S", help="Images per prompt, as a share of the suite's.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Results; runs/<suite>-<model> if left out.")]
+Store = Annotated[Path | None, typer.Option(metavar="DIR", help="Artifacts; OUT/store if left out.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Training seed of the methods.")]
+Engine = Annotated[Executor, typer.Option(help="What runs the cells.")]
+Shard = Annotated[str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the work, from 1.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images at once; part of what an image is keyed by.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch missing weights from the hub.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a run.")]
+
+
+def command(example: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
+    """Register a command. It returns its exit code (None is 0); its errors become one to a few lines on stderr."""
+
+    def register(function: Callable[P, int | None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                code = function(*args, **kwargs) or 0
+            except (Exception, KeyboardInterrupt) as error:
+                _end(error, debug=bool(kwargs.get("debug")))
+            raise typer.Exit(code)
+
+        app.command(function.__name__.strip("_"), epilog=f"Example: erasure-bench {example}")(guarded)
+        return guarded
+
+    return register
+
+
+def _end(error: BaseException, *, debug: bool) -> NoReturn:
+    """Say what went wrong and exit: with a traceback only if `debug`."""
+    if isinstance(error, typer.Exit | typer.Abort) or getattr(error, "errno", None) == errno.EPIPE:
+        raise error
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    message, code = _explain(error)
+    typer.echo(f"erasure-bench: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, BenchError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what is done is kept, and the same command goes on from there", 130
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or error}", 2
+    return f"unexpected {type(error).__name__}: {error} (a bug of ours; --debug shows where)", 1
+
+
+# --- running --------------------------------------------------------------------------------------------------
+
+
+@command("run objects --methods none,uce,esd@paper --scale 0.5")
+def run(
+    context: typer.Context,
+    suite: SuiteName,
+    model: Model = "testbed",
+    methods: Methods = None,
+    scale: Scale = 1.0,
+    out: Out = None,
+    store: Store = None,
+    seed: Seed = 0,
+    executor: Engine = Executor.local,
+    shard: Shard = None,
+    batch_size: BatchSize = None,
+    download: Download = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Run a suite from edits to its board; what is done already is not done again."""
+    arguments = _arguments(context.params)
+    _hub(download)
+    from benchmark.run import RunOptions, execute
+
+    return execute(RunOptions(**arguments, passed=_passed(context)))
+
+
+@command("plan celebrity --model sd14 --json")
+def plan(
+    context: typer.Context,
+    suite: SuiteName,
+    model: Model = "testbed",
+    methods: Methods = None,
+    scale: Scale = 1.0,
+    out: Out = None,
+    store: Store = None,
+    seed: Seed = 0,
+    executor: Engine = Executor.local,
+    shard: Shard = None,
+    batch_size: BatchSize = None,
+    download: Download = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what a run would do: images, edits, disk, and what is missing. Nothing is run."""
+    arguments = _arguments(context.params)
+    from benchmark import plan as plans
+    from benchmark.store import Store as Artifacts
+
+    names = ("suite", "model", "methods", "scale", "seed")
+    settled = plans.make_plan(**{name: arguments[name] for name in names}, batch=batch_size)
+    artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
+    forecast = plans.plan_json(settled, artifacts)
+    _say(forecast if json_ else _forecast(forecast))
+
+
+def _forecast(plan: Mapping[str, Any]) -> list[str]:
+    """The forecast to be read."""
+    roles = ", ".join(f"{n} {role}" for role, n in plan["images"].items() if role != "total")
+    time = "not yet measured here" if plan["seconds"] is None else f"about {plan['seconds'] / 60:.0f} min"
+    return [
+        f"{plan['suite']} {plan['suite_version']} on {plan['model']}, {plan['form']} form, scale {plan['scale']:g}",
+        f"cells      {plan['cells']} of {len(plan['by_method'])} methods on {len(plan['requests'])} requests",
+        *(f"           {c['method']} on {c['request']}: not applicable, {c['reason']}" for c in plan["not_applicable"]),
+        f"images     {plan['images']['total']} a method at most ({roles}), {plan['cached']} in the store already",
+        *(f"           {m}: {n['images']['total']} to make, {n['cached']} there" for m, n in plan["by_method"].items()),
+        f"edits      {plan['edits']}",
+        f"denoiser   {plan['denoiser_forwards']} samples forward",
+        f"disk       about {plan['disk_bytes'] / 1e6:.0f} MB",
+        f"time       {time}",
+        *(f"missing    {lack['what']}: {lack['where']}" for lack in plan["missing"]),
+    ]
+
+
+def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `run` and `plan` were given, checked and parsed."""
+    out = given["out"] or default_out(given["suite"], given["model"])
+    if not 0 < given["scale"] < float("inf"):
+        raise BadInput(f"--scale: expected a positive number, such as 0.5; got {given['scale']:g}")
+    return {
+        **{name: given[name] for name in ("suite", "model", "scale", "store", "seed", "batch_size", "download")},
+        "out": out,
+        "methods": _methods(given["methods"]),
+        "executor": given["executor"].value,
+        "shard": _shard(given["shard"]),
+        "quiet": given["quiet"],
+    }
+
+
+def _methods(text: str | None) -> tuple[str, ...] | None:
+    """`none,uce` → `("none", "uce")`."""
+    names = None if text is None else tuple(name.strip() for name in text.split(","))
+    if names is not None and (not all(names) or len(set(names)) < len(names)):
+        raise BadInput(f"--methods: expected different names with commas between, such as none,uce; got {text!r}")
+    return names
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """`2/4` → `(2, 4)`."""
+    if text is None:
+        return None
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise BadInput(f"--shard: expected i/n with i from 1 to n, such as 2/4; got {text!r}")
+    return int(part), int(parts)
+
+
+def _passed(context: typer.Context) -> dict[str, Any]:
+    """The arguments that decide results and were typed, not defaulted; no paths, for they stand in records."""
+    typed = {n: v for n, v in context.params.items() if getattr(context.get_parameter_source(n), "name", "") == _TYPED}
+    kept = {name: typed[name] for name in ("model", "scale", "seed", "batch_size") if name in typed}
+    return {name: Path(value).name if name == "model" else value for name, value in kept.items()}
+
+
+_TYPED = "COMMANDLINE"
+
+
+def _hub(download: bool) -> None:
+    """Hubs are asked only when told to; the libraries read this when they are imported."""
+    if download:
+        os.environ["HF_HUB_OFFLINE"] = "0"
+    else:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def default_out(suite: str, model: str) -> Path:
+    """`runs/<suite>-<model>`, with the last part of a path for either."""
+    return Path("runs") / f"{Path(suite).stem}-{Path(model).name}"
+
+
+@command("erase uce --concept cat --out edits/cat")
+def erase(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method, such as esd or esd@paper.")],
+    concept: Annotated[list[str], typer.Option(metavar="C", help="What to erase; may be given several times.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the edit is written; it must not exist yet.")],
+    model: Model = "testbed",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run one method on one model and write its edit: changed tensors only, as safetensors."""
+    _hub(False)
+    from benchmark import erase as single
+
+    single.check_new(out)
+    edit = single.erase(method, model, concept, seed=seed)
+    single.write(edit, out)
+    changed = len(edit.weights) + len(edit.deltas)
+    _say([f"{out}: {method} on {model}, {changed} tensors changed in {edit.cost.seconds:.1f} s"])
+
+
+# --- looking --------------------------------------------------------------------------------------------------
+
+
+@command("list --json")
+def list_(json_: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """List methods, suites, models, protocols and datasets."""
+    from benchmark import catalogue
+
+    found = catalogue.catalogue()
+    _say(found if json_ else catalogue.lines(found))
+
+
+@command("show esd@paper")
+def show(
+    name: Annotated[str, typer.Argument(help="A method, suite, model, protocol or dataset.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show one of the things that `list` lists."""
+    from benchmark import catalogue
+
+    kind, entry = catalogue.find(name)
+    _say({"kind": kind.removesuffix("s"), **entry} if json_ else catalogue.detail(kind, entry))
+
+
+@command("doctor --model sd14")
+def doctor(
+    model: Annotated[str | None, typer.Option(metavar="M", help="Also test this model's images for exactness.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Check packages, device and weights, and that images depend on prompt and seed alone on this machine."""
+    _hub(False)
+    from benchmark import doctor as checks
+
+    found = checks.report(model)
+    if json_:
+        _say(checks.as_json(found))
+    else:
+        checks.show(found)
+    return checks.exit_code(found)
+
+
+@command("verify runs/objects-testbed")
+def verify(directory: Folder, store: Store = None, quiet: Quiet = False, debug: Debug = False) -> int:
+    """Recompute boards from records and check every hash; name each file that changed."""
+    from benchmark.verify import verify as check
+
+    found = check(directory, store)
+    _say(found or [f"{directory}: all as it was written"])
+    return 1 if found else 0
+
+
+@command("board runs/objects-testbed --format md")
+def board(
+    directory: Folder,
+    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.term,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's board to stdout, made anew from its records."""
+    from benchmark.tables import board as boards
+
+    found = boards.build(boards.read_records(directory))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    typer.echo(boards.render(found, format_, width=_width(), colour=colour).rstrip("\n"))
+
+
+def _width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+
+
+def _say(what: Any) -> None:
+    """Lines as they are, anything else as JSON, to stdout."""
+    lines = isinstance(what, list) and all(isinstance(line, str) for line in what)
+    typer.echo("\n".join(what) if lines else json.dumps(what, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def main() -> None:
+    """The console script."""
+    # Before torch is imported: threads that wait sleep, for a spinning one on a busy machine costs more than it saves.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""What this machine has and lacks for the harness: packages, device, threads, weights; whether images are exact here.
+
+Every check gives one line. The quick ones load no torch; the self-test renders a few images.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmark import models
+from benchmark.device import kind as device_kind
+from benchmark.errors import BenchError
+
+if TYPE_CHECKING:
+    from benchmark.backbones.base import Backbone
+
+DISTRIBUTION = "erasure-bench"
+State = Literal["ok", "absent", "wrong"]
+"""`absent` is something optional that is not there; `wrong` makes doctor fail."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    group: str
+    name: str
+    state: State
+    detail: str
+
+
+def report(model: str | None = None, *, selftest: bool = True) -> list[Check]:
+    """All checks; with `selftest`, on the random tiny backbone and on `model` if one is named."""
+    checks = [python(), *packages(), facenet(), shadowing(), *device(), *weights()]
+    if selftest:
+        checks += [determinism(name) for name in ("random-unet", *([model] if model else []))]
+    return checks
+
+
+def exit_code(checks: Iterable[Check]) -> int:
+    """0; 3 if a requirement is missing or wrong; 1 if all are there but images are not exact."""
+    bad = {check.group for check in checks if check.state == "wrong"}
+    return 0 if not bad else 1 if bad == {"determinism"} else 3
+
+
+def as_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """The report for programs."""
+    return {"schema": 1, "ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
+
+
+# --- packages -------------------------------------------------------------------------------------------------
+
+
+def python() -> Check:
+    """Python itself."""
+    fits = sys.version_info >= (3, 11)
+    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check("packages", "python", *(("ok", version) if fits else ("wrong", f"{version}; needs 3.11 or newer")))
+
+
+def packages() -> list[Check]:
+    """Every distribution that ours names, against the range it names; extras may be absent."""
+    from packaging.requirements import Requirement
+
+    try:
+        named = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Check("packages", DISTRIBUTION, "wrong", "not installed; run: make setup")]
+    return [_package(Requirement(text)) for text in named]
+
+
+def _package(requirement: Any) -> Check:
+    name, optional = requirement.name, requirement.marker is not None and "extra" in str(requirement.marker)
+    wanted = f"{name}{requirement.specifier}"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        extra = str(requirement.marker).rpartition("==")[2].strip(" \"'") if optional else ""
+        get = f"make setup EXTRAS=dev,{extra}, or pip install '{wanted}'" if optional else "make setup"
+        return Check("packages", name, "absent" if optional else "wrong", f"not installed; to get it: {get}")
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Check("packages", name, "wrong", f"{version}, but {wanted} is needed; run: pip install '{wanted}'")
+    return Check("packages", name, "ok", version)
+
+
+def facenet() -> Check:
+    """facenet-pytorch stands outside the dependency list, since it pins a torch that is long gone."""
+    how = "to get it: pip install --no-deps facenet-pytorch"
+    spec = importlib.util.find_spec("facenet_pytorch")
+    if spec is None or spec.origin is None:
+        return Check("packages", "facenet-pytorch", "absent", f"not installed (identity scores need it); {how}")
+    folder = Path(spec.origin).parent / "data"
+    gone = [name for name in ("pnet.pt", "rnet.pt", "onet.pt") if not (folder / name).is_file()]
+    version = importlib.metadata.version("facenet-pytorch")
+    if gone:
+        return Check("packages", "facenet-pytorch", "wrong", f"{version}, but without {', '.join(gone)}; {how}")
+    return Check("packages", "facenet-pytorch", "ok", f"{version}, face detector included, installed beside its pins")
+
+
+def shadowing() -> Check:
+    """Whether our folder `datasets/` is taken for Hugging Face's library."""
+    spec = importlib.util.find_spec("datasets")
+    if spec is not None and spec.origin is None:
+        where = next(iter(spec.submodule_search_locations or []), "?")
+        advice = "set PYTHONSAFEPATH=1, or call erasure-bench instead of python -m"
+        return Check("packages", "datasets", "wrong", f"{where} is taken for Hugging Face's library; {advice}")
+    return Check("packages", "datasets", "ok", "not shadowed")
+
+
+# --- machine --------------------------------------------------------------------------------------------------
+
+
+def device() -> list[Check]:
+    """Accelerator and threads. Loads torch."""
+    try:
+        import torch
+    except Exception as error:  # a broken install fails in many ways; each is worth its own words
+        return [Check("device", "torch", "wrong", f"cannot be imported: {type(error).__name__}: {error}")]
+    waiting = os.environ.get("OMP_WAIT_POLICY", "unset")
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores, OMP_WAIT_POLICY={waiting}"
+    return [Check("device", "accelerator", "ok", _accelerator(torch)), Check("device", "threads", "ok", threads)]
+
+
+def _accelerator(torch: Any) -> str:
+    if not torch.accelerator.is_available():
+        return "none; running on the CPU"
+    kind = torch.accelerator.current_accelerator().type
+    if kind != "cuda":
+        return str(kind)
+    properties = torch.cuda.get_device_properties(0)
+    return f"{torch.cuda.device_count()} × {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def weights() -> list[Check]:
+    """The models that have a name, and where their weights are or would come from."""
+    return [_weights(name) for name in models.names()]
+
+
+def _weights(name: str) -> Check:
+    missing = models.missing(name)
+    if missing is None:
+        return Check("weights", name, "ok", "ready")
+    # The embedded model ships with the code: without it nothing runs.
+    size = f"{missing['size'] / 1e9:.1f} GB" if missing["size"] >= 1e8 else f"{missing['size'] / 1e6:.0f} MB"
+    detail = f"{missing['what']}, {size}, licence {missing['licence']}; looked in {missing['where']}"
+    return Check("weights", name, "wrong" if name == "testbed" else "absent", detail)
+
+
+# --- determinism ----------------------------------------------------------------------------------------------
+
+BATCH = 4
+STEPS = 4
+PROMPTS = ("a photo of the cat", "a photo of the ship", "a portrait", "", "a photo of the dog")
+
+
+@dataclass(frozen=True)
+class _Item:
+    prompt: str
+    seed: int
+
+
+def determinism(name: str) -> Check:
+    """Whether an image depends on its prompt and seed alone on this machine: in another order, batch, and alone."""
+    try:
+        from benchmark.backbones.load import load
+
+        return exactness(load(name, device=device_kind()))
+    except BenchError as error:
+        return Check("determinism", name, "absent", str(error))
+
+
+def exactness(backbone: Backbone) -> Check:
+    """Sample five images in several ways; report the largest difference in levels of 255."""
+    items = [_Item(prompt, 1000 + i) for i, prompt in enumerate(PROMPTS)]
+    first = _render(backbone, items, BATCH)
+    same = {
+        "again": _render(backbone, items, BATCH),
+        "reversed": _render(backbone, items[::-1], BATCH)[::-1],
+        "alone": _render(backbone, items[2:3], BATCH),
+    }
+    expected = {"again": first, "reversed": first, "alone": first[2:3]}
+    worst = {how: _difference(expected[how], images)[0] for how, images in same.items()}
+    levels, share = _difference(first, _render(backbone, items, BATCH // 2))
+    other = f"at another batch shape up to {levels} level(s) on {share:.2%} of values"
+    where = f"on {backbone.device.type}, {BATCH} a batch"
+    if any(worst.values()):
+        ways = ", ".join(f"{how}: {worst[how]} level(s)" for how in worst)
+        return Check("determinism", backbone.name, "wrong", f"images differ {where} ({ways}); {other}")
+    return Check("determinism", backbone.name, "ok", f"bit-equal again, reversed and alone {where}; {other}")
+
+
+def _render(backbone: Backbone, items: Sequence[_Item], batch: int) -> Any:
+    import numpy as np
+
+    from benchmark.sample import Sampler, sample
+
+    return np.concatenate([images for _, images in sample(backbone, items, Sampler(steps=STEPS, guidance=4.0), batch)])
+
+
+def _difference(a: Any, b: Any) -> tuple[int, float]:
+    """Largest difference in levels, and the share of values that differ."""
+    import numpy as np
+
+    gap = np.abs(a.astype(np.int16) - b.astype(np.int16))
+    return int(gap.max()), float((gap > 0).mean())
+
+
+# --- shown ----------------------------------------------------------------------------------------------------
+
+_SIGNS: dict[State, str] = {"ok": "ok    ", "absent": "absent", "wrong": "WRONG "}
+
+
+def show(checks: Sequence[Check], say: Callable[[str], object] = print) -> None:
+    """One line per check, by group."""
+    width = max(len(check.name) for check in checks)
+    for group in dict.fromkeys(check.group for check in checks):
+        say(group)
+        for check in checks:
+            if check.group == group:
+                say(f"  {_SIGNS[check.state]}  {check.name:<{width}}  {check.detail}")
+    say(_verdict(exit_code(checks)))
+
+
+def _verdict(code: int) -> str:
+    return {
+        0: "Everything that is needed is here.",
+        1: "Images are not exact on this machine: see the lines marked WRONG under determinism.",
+        3: "Something that is needed is missing: see the lines marked WRONG.",
+    }[code]

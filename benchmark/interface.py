@@ -1,0 +1,123 @@
+"""What a method must provide, and all it may ask for: the one interface between harness and methods.
+
+Nothing here loads torch, so that planning and tables answer at once on a machine without a GPU stack.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.backbones.base import Backbone
+
+Kind = Literal["object", "identity", "style", "explicit", "fine-grained"]
+"""What sort of thing a concept is; presets and templates may depend on it."""
+
+Family = Literal["unet-epsilon", "transformer-flow"]
+"""Denoiser architecture and what it predicts: noise (epsilon) or velocity (flow)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One concept to erase, as a method sees it."""
+
+    name: str
+    kind: Kind = "object"
+    anchor: str = ""
+    """What erased prompts should map to: a superclass or a neutral phrase; "" is the empty prompt."""
+    synonyms: tuple[str, ...] = ()
+    """Other names. Papers test on them, so a method that reads them says so in its docstring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a method is asked: forget these, keep those."""
+
+    erase: tuple[Target, ...]
+    keep: tuple[str, ...] = ()
+    seed: int = 0
+    """Training seed: with the backbone and the fields of the method it fixes the edit."""
+    given: Mapping[str, Edit] = field(default_factory=lambda: MappingProxyType({}))
+    """Edits of other methods for the same request, by the names in `Method.needs`."""
+
+
+class LowRank(NamedTuple):
+    """A low-rank change of one weight: `weight + up @ down`."""
+
+    up: Tensor
+    """`(out, rank)`"""
+    down: Tensor
+    """`(rank, in)`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRule:
+    """Prompts that hold one of `words` (whole words, any case) are replaced as a whole."""
+
+    words: tuple[str, ...]
+    replacement: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an edit took. Counts are exact on every machine; seconds and bytes are this machine's."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    denoiser_forwards: int = 0
+    """Samples (not batches) that went forward through the denoiser; guidance counts twice."""
+    denoiser_backwards: int = 0
+    text_encodes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What a method returns: the change alone, never the whole model.
+
+    Names are those of `Backbone.tensors()`, such as `unet.….attn2.to_k.weight`. An empty edit is the unedited model.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """New values, of the same shape and dtype as the old."""
+    deltas: Mapping[str, LowRank] = field(default_factory=dict)
+    prompts: PromptRule | None = None
+    output: Literal["grey"] | None = None
+    """`grey`: every image is uniformly grey, whatever was asked (a control)."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the method resolved on the way (token positions, solver, losses): JSON values, the same in every run."""
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """Base of every adapter. Fields are the hyperparameters; their defaults are the paper's.
+
+    Subclasses are final, frozen and keyword-only; one file a method.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised whenever the same fields give another edit; older edits are then made anew."""
+    role: ClassVar[Literal["baseline", "erasure", "control"]]
+    paper: ClassVar[str]
+    """Citation, such as `arXiv:2308.14761`; "" for controls."""
+    families: ClassVar[frozenset[Family]]
+    max_concepts: ClassVar[int | None] = None
+    """How many concepts one edit can erase; None is any number. Above it, the plan goes one by one or refuses."""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Variant name (after the `@`) to the fields it sets."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Methods (`name` or `name@variant`) whose edits must be in `request.given`."""
+        return ()
+
+    @abc.abstractmethod
+    def edit(self, backbone: Backbone, request: Request) -> Edit:
+        """Return the edit; the backbone is left bit for bit as it was found."""

@@ -1,0 +1,50 @@
+"""Rates for each image, from a classifier's logits or a pair of embeddings. Arrays in, arrays out; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.errors import BadInput, did_you_mean
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+def columns(concepts: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """The column of each asked concept among the classifier's classes; a class it does not know is an error."""
+    index = {c: i for i, c in enumerate(classes)}
+    unknown = sorted({c for c in concepts if c not in index})
+    if unknown:
+        raise BadInput(f"the evaluator cannot judge this: {did_you_mean(unknown[0], classes, 'class')}")
+    return np.array([index[c] for c in concepts], dtype=np.int64)
+
+
+def top1(logits: Array, asked: NDArray[np.int64]) -> Floats:
+    """1.0 where the largest of logits `(n, classes)` is the asked class, else 0.0; NaN in rows that are not finite."""
+    hit = np.argmax(np.nan_to_num(logits, nan=-np.inf), axis=1) == asked
+    return np.where(np.isfinite(logits).all(axis=1), hit.astype(np.float64), np.nan)
+
+
+def probability(logits: Array, asked: NDArray[np.int64]) -> Floats:
+    """Softmax probability of the asked class, in [0, 1]; NaN in rows that are not finite."""
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    x = np.where(finite[:, None], logits, 0.0).astype(np.float64)
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return np.where(finite, e[np.arange(len(e)), asked] / e.sum(axis=1), np.nan)
+
+
+def clip_score(images: Array, texts: Array) -> Floats:
+    """100·cos of each image embedding with its own text's, both `(n, dim)`: in [−100, 100]; NaN where one is zero.
+
+    Not clipped at 0, unlike Hessel et al. 2021's CLIPScore (2.5·max(cos, 0)).
+    """
+    if images.shape != texts.shape:
+        raise BadInput(f"expected one text embedding for each image, got {images.shape} and {texts.shape}")
+    i, t = images.astype(np.float64), texts.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cos: Floats = (i * t).sum(1) / (np.linalg.norm(i, axis=1) * np.linalg.norm(t, axis=1))
+    return 100 * cos

@@ -1,0 +1,39 @@
+"""Where the data folders are: beside the code in a checkout, packed inside `benchmark/_data` in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmark.errors import Missing
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def checkout() -> Path | None:
+    """Root of the source checkout that this code runs from, or None when it is installed from a wheel."""
+    root = _PACKAGE.parent
+    # Both are asked for: site-packages may hold somebody else's `datasets`.
+    return root if (root / "pyproject.toml").is_file() and (root / "suites").is_dir() else None
+
+
+def data_root() -> Path:
+    """The folder that holds `suites/` and `datasets/`; `Missing` if this installation has none."""
+    root = checkout() or _PACKAGE / "_data"
+    if not (root / "suites").is_dir():
+        raise Missing(f"no folder suites/ in {_PACKAGE.parent} or {root}; install erasure-bench again")
+    return root
+
+
+def suites() -> Path:
+    """Folder of the shipped suites, one YAML each."""
+    return data_root() / "suites"
+
+
+def datasets() -> Path:
+    """Folder of the datasets, one folder each."""
+    return data_root() / "datasets"
+
+
+def testbed_weights() -> Path:
+    """Folder of the embedded model's weights; it travels inside the package."""
+    return _PACKAGE / "testbed" / "weights"

@@ -1,0 +1,419 @@
+"""What a run will do: cells in order, each with its items and keys, and what it takes. No torch, nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from benchmark import data, device, keys, models, registry
+from benchmark.errors import BadInput, Damaged
+from benchmark.interface import Request
+from benchmark.items import Item, request_items
+from benchmark.metrics import evaluators
+from benchmark.metrics.protocols import protocol
+from benchmark.models import ModelSpec
+from benchmark.registry import MethodSpec, Values
+from benchmark.store import Store
+from benchmark.suite import Form, FormName, RequestSpec, Strategy, Suite, load, requests
+
+DTYPE = "float32"
+Pair = tuple[str, int]
+"""Prompt and seed: what identifies an image among those of one edit and sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSpec:
+    """An edit to be made, with the edits that it needs."""
+
+    method: MethodSpec
+    request: RequestSpec
+    seed: int
+    strategy: Strategy
+    given: Mapping[str, EditSpec] = field(default_factory=dict)
+    """By the names in `Method.needs`."""
+    key: str
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is the unedited model."""
+        return self.method.name == "none"
+
+    def asked(self) -> Request:
+        """What the method is told, without `given`, which takes the edits themselves."""
+        erase = tuple(c.target() for c in self.request.erase)
+        return Request(erase=erase, keep=tuple(c.name for c in self.request.keep), seed=self.seed)
+
+    def chain(self) -> list[EditSpec]:
+        """The edits it needs and itself, in the order of making."""
+        return [*(e for g in self.given.values() for e in g.chain()), self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One method on one request."""
+
+    method: MethodSpec
+    request: RequestSpec
+    seed: int
+    """Training seed of the method."""
+    strategy: Strategy
+    items: tuple[Item, ...]
+    edit: EditSpec | None
+    """None where the method is not applicable."""
+    images_key: str | None
+    reason: str | None = None
+    """Why it is not applicable."""
+
+    @property
+    def status(self) -> Literal["ok", "not applicable"]:
+        return "not applicable" if self.edit is None else "ok"
+
+    @property
+    def slug(self) -> str:
+        """A file name: `esd@paper.erase_airplane.seed0`."""
+        return f"{self.method.label}.{self.request.name}.seed{self.seed}".translate(str.maketrans(": /\\", "____"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, settled."""
+
+    suite: Suite
+    form_name: FormName
+    form: Form
+    model: ModelSpec
+    model_hash: str | None
+    """None if the weights are not there: keys then are those of no model, and nothing can be run."""
+    scale: float
+    seed: int
+    batch: int
+    dtype: str
+    cells: tuple[Cell, ...]
+    """The unedited model first, then by method, each after those whose edits it needs."""
+
+    @property
+    def edits(self) -> list[EditSpec]:
+        """All edits to make, each once, in order; the empty one is left out."""
+        chains = [e for c in self.cells if c.edit for e in c.edit.chain() if not e.empty]
+        return list({e.key: e for e in chains}.values())
+
+
+def make_plan(
+    suite: Suite | str,
+    *,
+    model: str = "testbed",
+    methods: Sequence[str] | None = None,
+    scale: float = 1.0,
+    seed: int = 0,
+    batch: int | None = None,
+    form: FormName | None = None,
+    dtype: str = DTYPE,
+    passed: Mapping[str, Values] | None = None,
+) -> Plan:
+    """Settle a run: `passed` gives fields by method label, `batch` and `form` replace the suite's and the model's.
+
+    `BadInput` with the nearest name for anything unknown. Missing weights are no error here: see `missing`.
+    """
+    suite = load(suite) if isinstance(suite, str) else suite
+    spec = models.describe(model)
+    form_name = form or spec.form
+    chosen = suite.form(form_name)
+    hashed = None if models.missing(model) else models.model_hash(model)
+    builder = _Builder(
+        suite=suite,
+        form=chosen,
+        model=spec,
+        # No digest has this form: keys made without the weights never meet an artifact.
+        model_hash=hashed or f"absent:{spec.name}",
+        scale=scale,
+        seed=seed,
+        batch=_batch(chosen.batch if batch is None else batch),
+        dtype=dtype,
+        passed=passed or {},
+    )
+    cells = builder.cells(methods or suite.methods)
+    return Plan(
+        suite=suite,
+        form_name=form_name,
+        form=chosen,
+        model=spec,
+        model_hash=hashed,
+        scale=scale,
+        seed=seed,
+        batch=builder.batch,
+        dtype=dtype,
+        cells=cells,
+    )
+
+
+def _batch(batch: int) -> int:
+    if batch < 1:
+        raise BadInput(f"batch size must be at least 1, got {batch}")
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Builder:
+    """Cells from a suite's form, once everything is named."""
+
+    suite: Suite
+    form: Form
+    model: ModelSpec
+    model_hash: str
+    scale: float
+    seed: int
+    batch: int
+    dtype: str
+    passed: Mapping[str, Values]
+
+    def cells(self, labels: Sequence[str]) -> tuple[Cell, ...]:
+        for name in self.form.protocols:
+            protocol(name)
+        for label in self.passed.keys() - set(labels):
+            raise BadInput(f"fields are given for {label}, which is not among the methods {', '.join(labels)}")
+        asked = requests(self.form, data.load(self.form.dataset))
+        items = {r.name: request_items(self.suite.name, self.suite.version, r, self.scale) for r in asked}
+        return tuple(self._cell(label, r, items[r.name]) for label in self._ordered(labels, asked) for r in asked)
+
+    def _ordered(self, labels: Sequence[str], asked: Sequence[RequestSpec]) -> list[str]:
+        """Each label once, `none` first, and after the labels that it needs."""
+        ordered: list[str] = []
+
+        def place(label: str) -> None:
+            if label not in ordered:
+                needs = {n for r in asked for n in self._method(label, r, ()).instance.needs}
+                for need in (n for n in labels if n in needs):
+                    place(need)
+                ordered.append(label)
+
+        for label in sorted(labels, key=lambda name: name != "none"):
+            place(label)
+        return ordered
+
+    def _cell(self, label: str, request: RequestSpec, items: tuple[Item, ...]) -> Cell:
+        method = self._method(label, request, ())
+        made = self._edit(label, request)
+        edit, reason = (made, None) if isinstance(made, EditSpec) else (None, made)
+        return Cell(
+            method=method,
+            request=request,
+            seed=self.seed,
+            strategy=edit.strategy if edit else request.strategy,
+            items=items,
+            edit=edit,
+            images_key=self._images_key(edit) if edit else None,
+            reason=reason,
+        )
+
+    def _images_key(self, edit: EditSpec) -> str:
+        sampler = self.form.sampler.model_dump(mode="json")
+        return keys.images_key(edit.key, sampler=sampler, batch=self.batch, dtype=self.dtype, device=device.kind())
+
+    def _method(self, label: str, request: RequestSpec, above: tuple[str, ...]) -> MethodSpec:
+        method = registry.resolve(label, model=self.model.name, kind=request.kind, passed=self.passed.get(label))
+        if label in above:
+            raise BadInput(f"methods need each other's edits in a circle: {' → '.join((*above, label))}")
+        # An unknown name among the needs is found here, before anything runs.
+        for need in method.instance.needs:
+            self._method(need, request, (*above, label))
+        return method
+
+    def _edit(self, label: str, request: RequestSpec) -> EditSpec | str:
+        """The edit, or why the method is not applicable."""
+        method = self._method(label, request, ())
+        if refusal := self._refusal(method, request):
+            return refusal
+        strategy = self._strategy(method, request)
+        given: dict[str, EditSpec] = {}
+        for need in method.instance.needs:
+            made = self._edit(need, request)
+            if isinstance(made, str):
+                return f"needs {need}: {made}"
+            given[need] = made
+        key = self._key(method, request, strategy, given)
+        return EditSpec(method=method, request=request, seed=self.seed, strategy=strategy, given=given, key=key)
+
+    def _refusal(self, method: MethodSpec, request: RequestSpec) -> str | None:
+        """Why the method cannot do the request on this model, if it cannot."""
+        families = ", ".join(sorted(method.instance.families))
+        if self.model.family not in method.instance.families:
+            return f"{method.label} works on {families}; {self.model.name} is {self.model.family}"
+        one_by_one = method.instance.role == "erasure" and (self.form.sequential_ok or request.strategy == "sequential")
+        if _too_many(method, request) and not one_by_one:
+            return f"{method.label} erases {method.instance.max_concepts} at once; {len(request.erase)} are asked"
+        return None
+
+    def _strategy(self, method: MethodSpec, request: RequestSpec) -> Strategy:
+        if method.instance.role != "erasure":  # nothing of a control or the base can be put in sequence
+            return "joint"
+        return "sequential" if _too_many(method, request) else request.strategy
+
+    def _key(self, method: MethodSpec, request: RequestSpec, strategy: Strategy, given: Mapping[str, EditSpec]) -> str:
+        if method.name == "none":
+            return keys.base_key(self.model_hash)
+        erase = [{"name": c.name, "kind": c.kind, "anchor": c.anchor, "synonyms": c.synonyms} for c in request.erase]
+        keep = [c.name for c in request.keep]
+        return keys.edit_key(
+            method=method.name,
+            version=method.instance.version,
+            fields=method.fields,
+            model=self.model_hash,
+            request={"erase": erase, "keep": keep, "seed": self.seed, "strategy": strategy},
+            given={name: edit.key for name, edit in given.items()},
+        )
+
+
+def _too_many(method: MethodSpec, request: RequestSpec) -> bool:
+    most = method.instance.max_concepts
+    return most is not None and len(request.erase) > most
+
+
+# --- what is there, and what it takes -------------------------------------------------------------------------------
+def stored(store: Store, images_key: str, damaged: Callable[[Damaged], None] = lambda _: None) -> dict[Pair, str]:
+    """The images of an images key that the store has, with their shards; `damaged` is told of what was set aside."""
+    found: dict[Pair, str] = {}
+    for shard in store.children(keys.IMAGES, images_key):
+        try:
+            listed = keys.parse_items(store.read(keys.IMAGES, images_key, shard, file="items.json"))
+        except Damaged as error:
+            damaged(error)
+            continue
+        found |= {(entry["prompt"], entry["seed"]): shard for entry in listed}
+    return found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on this machine."""
+
+    forward_s: float
+    """Seconds for one sample through the denoiser, in a full batch."""
+    edit_s: float
+    """Seconds for one edit, on average."""
+
+
+_RAW_BYTES = 2048  # an evaluator's raw outputs for one image: some hundred numbers
+_LISTED_BYTES = 256  # an image's line in items.json and its share of the manifest
+_EDIT_SHARE = 0.1  # of the model's weights, a little above the share of cross-attention
+
+
+def plan_json(plan: Plan, store: Store | None = None, calibration: Calibration | None = None) -> dict[str, Any]:
+    """The forecast of a run, as `plan --json` prints it.
+
+    `images` and `requests` count what one method still has to make (the one with the most left), `cached` what the
+    store has of it, `by_method` each method's own. `denoiser_forwards`, `edits`, `disk_bytes` and `seconds` are for the
+    whole plan: images that cells share count once, padded batches in full, grey ones take no forward. `disk_bytes` is
+    an estimate.
+    """
+    left = _Left(plan, store)
+    by_method = {label: left.counts([c for c in plan.cells if c.method.label == label]) for label in left.labels}
+    most = {r: left.most(r) for r in dict.fromkeys(c.request.name for c in plan.cells)}
+    images = _sum(most.values())
+    asked = sum(max((len(c.items) for c in left.applicable if c.request.name == r), default=0) for r in most)
+    return {
+        "suite": plan.suite.name,
+        "suite_version": plan.suite.version,
+        "form": plan.form_name,
+        "model": plan.model.name,
+        "scale": plan.scale,
+        "cells": len(left.applicable),
+        "not_applicable": [
+            {"method": c.method.label, "request": c.request.name, "reason": c.reason}
+            for c in plan.cells
+            if c.edit is None
+        ],
+        "images": {**images, "total": sum(images.values())},
+        "requests": most,
+        "cached": asked - sum(images.values()),
+        "by_method": by_method,
+        "denoiser_forwards": left.forwards(),
+        "edits": len(left.edits()),
+        "disk_bytes": left.disk_bytes(),
+        "seconds": calibration and left.seconds(calibration),
+        "missing": missing(plan),
+    }
+
+
+def missing(plan: Plan) -> list[dict[str, Any]]:
+    """What the plan needs and this machine lacks: `what`, `where`, `size` in bytes, `licence`; null where not known."""
+    weights = models.missing(str(plan.model.folder or plan.model.name))
+    judges = dict.fromkeys(protocol(name).evaluator for name in plan.form.protocols)
+    return ([weights] if weights else []) + [_judge(judge) for judge in judges if evaluators.missing(judge)]
+
+
+def _judge(name: str) -> dict[str, Any]:
+    spec = evaluators.spec_of(name)
+    where = str(spec.weights) if spec.weights else "not in this version"
+    return {"what": f"evaluator {name}: {spec.needs}", "where": where, "size": None, "licence": None}
+
+
+class _Left:
+    """What of a plan is not in the store yet."""
+
+    def __init__(self, plan: Plan, store: Store | None) -> None:
+        self.plan = plan
+        self.store = store
+        self.applicable = [c for c in plan.cells if c.edit is not None]
+        self.labels = list(dict.fromkeys(c.method.label for c in plan.cells))
+        found = {c.images_key for c in self.applicable if c.images_key}
+        self.have = {key: set(stored(store, key)) if store else set[Pair]() for key in found}
+        self.new = self._new()
+
+    def items(self, cell: Cell) -> list[Item]:
+        """The cell's items whose images are not there."""
+        have = self.have.get(cell.images_key or "", set())
+        return [i for i in cell.items if (i.prompt, i.seed) not in have]
+
+    def most(self, request: str) -> dict[str, int]:
+        """By role, for the method that has the most left to do on this request."""
+        cells = [c for c in self.applicable if c.request.name == request]
+        counts = [_by_role(c, self.items(c)) for c in cells]
+        return max(counts, key=lambda c: sum(c.values()), default={})
+
+    def counts(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        cells = [c for c in cells if c.edit is not None]
+        left = _sum(_by_role(c, self.items(c)) for c in cells)
+        total = sum(left.values())
+        return {"images": {**left, "total": total}, "cached": sum(len(c.items) for c in cells) - total}
+
+    def _new(self) -> list[int]:
+        """Images that each cell adds, when all run in order."""
+        made = {key: set(have) for key, have in self.have.items()}
+        counts = []
+        for cell in self.applicable:
+            have = made[cell.images_key or ""]
+            wanted = {(i.prompt, i.seed) for i in cell.items}
+            counts.append(len(wanted - have))
+            have |= wanted
+        return counts
+
+    def forwards(self) -> int:
+        drawn = (n for c, n in zip(self.applicable, self.new, strict=True) if c.method.name != "grey")
+        batches = sum(-(-n // self.plan.batch) for n in drawn)
+        return batches * self.plan.batch * self.plan.form.sampler.forwards
+
+    def edits(self) -> list[EditSpec]:
+        return [e for e in self.plan.edits if not (self.store and self.store.has(keys.EDITS, e.key))]
+
+    def disk_bytes(self) -> int:
+        image = 3 * self.plan.form.sampler.size**2 + _RAW_BYTES + _LISTED_BYTES
+        return sum(self.new) * image + len(self.edits()) * int(self.plan.model.size * _EDIT_SHARE)
+
+    def seconds(self, measured: Calibration) -> float:
+        return round(self.forwards() * measured.forward_s + len(self.edits()) * measured.edit_s, 1)
+
+
+def _by_role(cell: Cell, items: Iterable[Item]) -> dict[str, int]:
+    counts: dict[str, int] = dict.fromkeys(cell.request.prompts, 0)
+    for item in items:
+        counts[item.role] += 1
+    return counts
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for by_role in counts:
+        for role, n in by_role.items():
+            total[role] = total.get(role, 0) + n
+    return total

@@ -1,0 +1,338 @@
+"""The record of a cell: what was run, every image's scores, the summary and where it all comes from.
+
+A record is the same bytes for the same run: no times, no host, no absolute path. What it costs is kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from benchmark import paths
+from benchmark.declared import Strict, Tuple, dotted
+from benchmark.errors import BadInput, Damaged
+from benchmark.plan import Cell, Plan
+
+SCHEMA = 1
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Schema number → what turns such a record into one of the next number."""
+
+PACKAGES = (
+    "erasure-bench",
+    "torch",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "torchvision",
+    "torchmetrics",
+    "numpy",
+    "scipy",
+    "pillow",
+)
+DETERMINISM = (
+    "contract 1: equal bytes on one device class, library set, thread count and batch shape; "
+    "every image from its own CPU generator, the last batch padded"
+)
+
+
+class ModelPart(Strict):
+    """The model that was edited."""
+
+    name: str
+    hash: str
+    family: str
+
+
+class MethodPart(Strict):
+    """The method with all its hyperparameters, and those given explicitly."""
+
+    label: str
+    name: str
+    variant: str | None
+    version: int
+    role: str
+    paper: str
+    fields: dict[str, Any]
+    passed: dict[str, Any]
+    preset: str | None
+
+
+class RequestPart(Strict):
+    """What the method was asked."""
+
+    name: str
+    erase: Tuple[dict[str, Any]]
+    keep: Tuple[str]
+    strategy: Literal["joint", "sequential"]
+    seed: int
+
+
+class ProtocolPart(Strict):
+    """Which definition and which judge gave a column of values."""
+
+    version: int
+    evaluator: str
+    evaluator_hash: str
+
+
+class EditPart(Strict):
+    """The edit that was used; `counts` are its exact costs, the same on every machine."""
+
+    key: str
+    hash: str
+    notes: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+
+
+class Rows(Strict):
+    """One entry per image and column, in the order of the plan."""
+
+    role: Tuple[str] = ()
+    concept: Tuple[str] = ()
+    prompt: Tuple[str] = ()
+    replicate: Tuple[int] = ()
+    seed: Tuple[int] = ()
+    image: Tuple[str] = ()
+    """SHA-256 of the pixels."""
+    valid: Tuple[bool] = ()
+    """Whether the image could be scored by the primary protocol."""
+    values: dict[str, Tuple[float | None]] = {}
+    """Protocol id → value, None where there is none."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        columns = {k: v for k, v in self if k != "values"} | {f"values.{k}": v for k, v in self.values.items()}
+        lengths = {name: len(column) for name, column in columns.items()}
+        wrong = [f"{name} has {n}" for name, n in lengths.items() if n != len(self.role)]
+        if wrong:
+            raise ValueError(f"columns must be of one length: role has {len(self.role)}, {', '.join(wrong)}")
+        return self
+
+
+class Provenance(Strict):
+    """Which code, libraries and device class it comes from."""
+
+    commit: str | None
+    """None if the code is not a git checkout."""
+    dirty: bool | None
+    """Whether tracked or new files differ from the commit."""
+    packages: dict[str, str]
+    python: str
+    machine: str
+    """Processor architecture, such as `x86_64`."""
+    device_class: str
+    threads: int
+    dtype: str
+    determinism: str = DETERMINISM
+
+
+class Record(Strict):
+    """All of one cell."""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    suite: str
+    suite_version: int
+    form: Literal["paper", "embedded"]
+    scale: float
+    model: ModelPart
+    method: MethodPart
+    request: RequestPart
+    status: Literal["ok", "failed", "not applicable", "stale"]
+    reason: str | None
+    passed: dict[str, Any] = {}
+    """The arguments that were typed, not defaulted."""
+    sampler: dict[str, Any]
+    batch: int
+    primary: str
+    headline: str | None
+    protocols: dict[str, ProtocolPart]
+    edit: EditPart | None
+    rows: Rows = Rows()
+    summary: dict[str, Any] = {}
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _reason_given(self) -> Self:
+        if (self.status == "ok") != (self.reason is None):
+            raise ValueError(f"a reason goes with every status but ok: status {self.status!r}, reason {self.reason!r}")
+        return self
+
+
+def start(plan: Plan, cell: Cell, provenance: Provenance) -> dict[str, Any]:
+    """What the plan knows of a record; add `protocols`, `edit`, `rows` and `summary`, or a status and its reason."""
+    method = cell.method
+    part = {n: getattr(method, n) for n in ("label", "name", "variant", "fields", "passed", "preset")}
+    part |= {n: getattr(method.instance, n) for n in ("version", "role", "paper")}
+    erase = [
+        {"name": c.name, "kind": c.kind, "anchor": c.anchor, "synonyms": list(c.synonyms)} for c in cell.request.erase
+    ]
+    return {
+        "schema": SCHEMA,
+        "suite": plan.suite.name,
+        "suite_version": plan.suite.version,
+        "form": plan.form_name,
+        "scale": plan.scale,
+        "model": {"name": plan.model.name, "hash": plan.model_hash or "", "family": plan.model.family},
+        "method": part,
+        "request": {
+            "name": cell.request.name,
+            "erase": erase,
+            "keep": [c.name for c in cell.request.keep],
+            "strategy": cell.strategy,
+            "seed": cell.seed,
+        },
+        "status": cell.status,
+        "reason": cell.reason,
+        "sampler": plan.form.sampler.model_dump(mode="json"),
+        "batch": plan.batch,
+        "primary": plan.form.primary,
+        "headline": plan.suite.headline,
+        "protocols": {},
+        "edit": None,
+        "provenance": provenance.model_dump(mode="json"),
+    }
+
+
+# --- provenance -----------------------------------------------------------------------------------------------------
+def provenance(*, device_class: str, threads: int, dtype: str) -> Provenance:
+    """This process's provenance; `device_class` is `cpu` or a GPU's product name."""
+    commit, dirty = _commit()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        packages=_versions(),
+        python=platform.python_version(),
+        machine=platform.machine(),
+        device_class=device_class,
+        threads=threads,
+        dtype=dtype,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    root = paths.checkout()
+    # A wheel may lie inside somebody else's repository: only our own checkout counts.
+    if root is None or not (root / ".git").exists():
+        return None, None
+    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    return commit or None, None if changes is None else bool(changes)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        # Without optional locks, so that a run never stands in the way of a commit.
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------
+def parse(fields: Mapping[str, Any]) -> Record:
+    """A record from its JSON values; `BadInput` names the first wrong one."""
+    try:
+        return Record.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"record: {dotted(tuple(first['loc'])) or 'the record'}: {first['msg']}") from None
+
+
+def to_bytes(record: Record) -> bytes:
+    """The record's file: JSON, a line per part, the same bytes for the same record.
+
+    `ValueError` if it holds a number that is not finite, or an absolute path outside the prompts.
+    """
+    values = record.model_dump(mode="python", by_alias=True)
+    _check(values, ())
+    lines = [f" {json.dumps(name)}: {_compact(value)}" for name, value in values.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(", ", ": "), ensure_ascii=False, allow_nan=False)
+
+
+def _check(value: Any, place: tuple[int | str, ...]) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"record: {dotted(place)} is {value}; write None and give a reason")
+    if isinstance(value, str) and place[:2] != ("rows", "prompt") and _absolute(value):
+        raise ValueError(f"record: {dotted(place)} holds an absolute path, which differs between machines: {value}")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, child in children:
+        _check(child, (*place, key))
+
+
+def _absolute(text: str) -> bool:
+    return os.path.isabs(text) or PureWindowsPath(text).is_absolute()
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record's file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    content = to_bytes(record)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read(path: Path) -> Record:
+    """Read a record, of this or an older schema; `Damaged` if it is not JSON, `BadInput` if it is no record."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise Damaged(f"{path} is not JSON ({error}); delete it and run again") from None
+    try:
+        return parse(upgraded(values))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def upgraded(values: Any, upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] | None = None) -> Any:
+    """The values in the present schema; `BadInput` for a schema that is not known."""
+    steps = UPGRADES if upgrades is None else upgrades
+    number = values.get("schema") if isinstance(values, dict) else None
+    while isinstance(number, int) and number in steps and number < SCHEMA:
+        values = {**steps[number](values), "schema": number + 1}
+        number += 1
+    if number != SCHEMA:
+        newer = isinstance(number, int) and number > SCHEMA
+        hint = "it was written by a newer version: update erasure-bench" if newer else "it is not a record of ours"
+        raise BadInput(f"expected schema {SCHEMA}, found {number!r}: {hint}")
+    return values
+
+
+def read_all(folder: Path) -> list[Record]:
+    """The records of a folder, by file name."""
+    return [read(path) for path in sorted(folder.glob("*.json"))]

@@ -1,0 +1,184 @@
+"""Methods by name: files of the package `methods`, and what other packages register; loaded when first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from benchmark import declared
+from benchmark.errors import BadInput, did_you_mean
+from benchmark.interface import Method
+
+GROUP = "erasure_bench.methods"
+"""Entry point group in which other packages register `name = "module:Class"`."""
+PACKAGE = "methods"
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method with its hyperparameters settled."""
+
+    label: str
+    """`name` or `name@variant`: how boards call it."""
+    name: str
+    variant: str | None
+    fields: Values
+    """All hyperparameters, as JSON values."""
+    passed: Values
+    """Those given explicitly."""
+    preset: str | None
+    """`<model>/<method>/<kind>`, where one was used."""
+    instance: Method
+
+
+def method_names() -> list[str]:
+    """Names of all methods, built in and registered; nothing is loaded."""
+    return sorted({*_files(PACKAGE), *_entry_points()})
+
+
+@cache
+def method_class(name: str) -> type[Method]:
+    """The class of a method; `BadInput` if there is none of that name, or its file does not hold it."""
+    if name in _files(PACKAGE) and name in _entry_points():
+        other = _entry_points()[name].value
+        raise BadInput(f"method {name!r} is built in, and registered as {other}; rename the registered one")
+    if name in _files(PACKAGE):
+        return _class_in(_loaded(f"{PACKAGE}.{name}", lambda: importlib.import_module(f"{PACKAGE}.{name}")), name)
+    if name in _entry_points():
+        point = _entry_points()[name]
+        return _checked(_loaded(point.value, point.load), name, point.value)
+    raise BadInput(did_you_mean(name, method_names(), "method"))
+
+
+def _files(package: str) -> list[str]:
+    """Modules of the package that are methods: all but those with a leading underscore."""
+    found = importlib.util.find_spec(package)
+    where = list(found.submodule_search_locations or ()) if found else []
+    return [m.name for m in pkgutil.iter_modules(where) if not m.name.startswith("_")]
+
+
+@cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {e.name: e for e in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _loaded(where: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # anything may stand in a file that is being written
+        raise BadInput(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _class_in(module: ModuleType, name: str) -> type[Method]:
+    own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    found = [c for c in own if issubclass(c, Method) and getattr(c, "name", None) == name]
+    if len(found) != 1:
+        raise BadInput(f"{module.__name__}: expected one subclass of Method with name = {name!r}, found {len(found)}")
+    return _checked(found[0], name, module.__name__)
+
+
+def _checked(found: Any, name: str, where: str) -> type[Method]:
+    if not (inspect.isclass(found) and issubclass(found, Method) and not inspect.isabstract(found)):
+        raise BadInput(f"{where}: expected a subclass of benchmark.interface.Method with `edit`, found {found!r}")
+    if getattr(found, "name", None) != name:
+        raise BadInput(f"{where}: expected name = {name!r}, found {getattr(found, 'name', None)!r}")
+    return found
+
+
+# --- hyperparameters ------------------------------------------------------------------------------------------------
+def resolve(label: str, *, model: str = "", kind: str = "*", passed: Values | None = None) -> MethodSpec:
+    """A method by label with its fields: class defaults < variant < preset of model and kind < those passed.
+
+    `BadInput` for an unknown method, variant or field, or a value of the wrong type.
+    """
+    name, variant = split(label)
+    cls = method_class(name)
+    preset, from_preset = _preset(label, name, model, kind)
+    given = {**(cls.variants[variant] if variant else {}), **from_preset, **(passed or {})}
+    instance = cls(**_typed(label, cls, given))
+    settled = {f.name: getattr(instance, f.name) for f in fields(instance)}
+    return MethodSpec(label, name, variant, _json(label, settled), _json(label, passed or {}), preset, instance)
+
+
+def split(label: str) -> tuple[str, str | None]:
+    """`esd@paper` → `("esd", "paper")`; `BadInput` if the method has no such variant."""
+    name, at, variant = label.partition("@")
+    known = method_class(name).variants
+    if at and variant not in known:
+        raise BadInput(did_you_mean(variant, known, f"variant of {name}"))
+    return name, variant if at else None
+
+
+def _typed(label: str, cls: type[Method], given: Values) -> dict[str, Any]:
+    known = {f.name for f in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in given:
+        if key not in known:
+            raise BadInput(did_you_mean(key, known, f"field of {label}"))
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    if absent := [n for n in required if n not in given]:
+        raise BadInput(f"{label}: {', '.join(absent)} must be given: it has no default")
+    return {key: _value(f"{label}: {key}", hints[key], value) for key, value in given.items()}
+
+
+def _value(where: str, hint: Any, value: Any) -> Any:
+    try:
+        # As JSON, a list stands for a tuple, and nothing else is converted.
+        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
+    except TypeError:
+        raise BadInput(f"{where}: expected a JSON value, got {value!r}") from None
+
+
+def _json(label: str, values: Values) -> dict[str, Any]:
+    try:
+        return dict(json.loads(json.dumps(dict(values), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{label}: fields must be JSON values: {error}") from None
+
+
+# --- presets --------------------------------------------------------------------------------------------------------
+def _preset(label: str, name: str, model: str, kind: str) -> tuple[str | None, Values]:
+    of_model = presets().get(model, {})
+    for method in (label, name):
+        for which in (kind, "*"):
+            if which in of_model.get(method, {}):
+                return f"{model}/{method}/{which}", of_model[method][which]
+    return None, {}
+
+
+@cache
+def presets(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Model → method label or name → kind or `*` → fields, from `methods/presets.yaml`; empty if there is none."""
+    path = path or _presets_path()
+    if path is None or not path.is_file():
+        return {}
+    data, _ = declared.load(path)
+    shape = TypeAdapter(dict[str, dict[str, dict[str, dict[str, Any]]]])
+    try:
+        return shape.validate_python(data or {}, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _presets_path() -> Path | None:
+    found = importlib.util.find_spec(PACKAGE)
+    where = list(found.submodule_search_locations or ()) if found else []
+    return Path(where[0]) / "presets.yaml" if where else None

@@ -1,0 +1,1 @@
+"""Records to boards, tables and image grids. Nothing here loads torch."""

@@ -1,0 +1,308 @@
+"""A board as text: terminal, Markdown, CSV, JSON, LaTeX. Rates are fractions in JSON and CSV, percent elsewhere.
+
+All but the terminal's are the same bytes for the same board: no times, no paths, no host names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmark.metrics.protocols import protocol
+from benchmark.metrics.summary import ROLES
+from benchmark.tables.board import MEAN, Board, Row, columns
+
+MARK = {"up": "↑", "down": "↓"}
+DASH = "–"
+EMBEDDED = "embedded model: 64×64 artwork; not comparable with papers' numbers"
+
+
+# --- what all tables share ------------------------------------------------------------------------------------
+def title(board: Board) -> str:
+    """`objects v1 · testbed (embedded model: …)`."""
+    label = f" ({EMBEDDED})" if board["form"] == "embedded" else ""
+    thinned = "" if board["scale"] == 1 else f" · scaled by {board['scale']:g}"
+    return f"{board['suite']} v{board['suite_version']} · {board['model']}{label}{thinned}"
+
+
+def sections(board: Board) -> list[tuple[str, list[Row]]]:
+    """Rows by request; the mean stands last, and is left out where there is one request."""
+    names = list(dict.fromkeys(r["request"] for r in board["rows"]))
+    shown = [n for n in names if n != MEAN or len(names) != 2]
+    return [(n, [r for r in board["rows"] if r["request"] == n]) for n in shown]
+
+
+def heading(name: str, rows: Sequence[Row]) -> str:
+    """A column's short name in tables read by people."""
+    if name == "headline":
+        return str(next((r["headline_id"] for r in rows if r["headline_id"]), "headline"))
+    return name.removeprefix("acc_").removeprefix("testbed-").removesuffix("/score")
+
+
+def is_rate(name: str) -> bool:
+    """Whether a column holds fractions, shown in percent."""
+    if name == "headline" or name.startswith("acc_"):
+        return True
+    p = protocol(name)
+    return p.scope == "image" and p.unit == "fraction"
+
+
+def shown(name: str, value: float | None, digits: int = 1) -> str:
+    """A value as tables show it; not available is a dash, never a guess."""
+    if value is None:
+        return DASH
+    if is_rate(name):
+        return f"{100 * value:.{digits}f}"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def interval_of(row: Row, name: str) -> str:
+    """`94–100` in percent for rates; "" where there is no interval (or none is shown)."""
+    ci = row.get(f"{name}_ci")
+    return "" if ci is None else f"{100 * ci[0]:.0f}–{100 * ci[1]:.0f}"
+
+
+def place(row: Row) -> str:
+    """Rank among ranked rows, `=` if tied with the best; `base` and `ctrl` say what the others are."""
+    tie = "=" if row["tied"] else ""
+    fixed = {"baseline": "base", "control": "ctrl"}.get(row["role"])
+    return fixed + tie if fixed else DASH if row["rank"] is None else f"{row['rank']}{tie}"
+
+
+def notes(board: Board) -> list[str]:
+    """What a reader must know beside the numbers, one line each."""
+    rows = board["rows"]
+    primary = next((r["primary"] for r in rows if r["primary"]), None)
+    lines = [f"Rates in %, by {primary}, with 95 % intervals (Wilson; means and headline: bootstrap by prompt)."]
+    if any(r["rank"] for r in rows):
+        lines.append("Ranks count controls; = tied with the best method (paired permutation, Holm, p ≥ .05).")
+    if any(r["strategy"] == "sequential" for r in rows):
+        lines.append("Sequential: " + _listed(r for r in rows if r["strategy"] == "sequential"))
+    lines += _won([r for r in rows if r["wins"]])
+    lines += [f"Not scored: {_where(r)}: {_invalid(r)}." for r in rows if r["n_invalid"] and r["request"] != MEAN]
+    lines += [f"{_where(r)}: {r['status']}: {r['reason']}" for r in rows if r["status"] != "ok"]
+    return lines + _shared_reasons(rows)
+
+
+def _where(row: Row) -> str:
+    return f"{row['method']}, {row['request']}"
+
+
+def _listed(rows: Any) -> str:
+    return "; ".join(map(_where, rows)) + "."
+
+
+def _won(rows: Sequence[Row]) -> list[str]:
+    """A warning for each control and set of columns that it wins, with the requests."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for r in rows:
+        names = ", ".join(heading(n, rows) for n in r["wins"])
+        found.setdefault((r["method"], names), []).append(r["request"])
+    return [f"A control beats all methods: {m} on {names} ({', '.join(q)})." for (m, names), q in found.items()]
+
+
+def _invalid(row: Row) -> str:
+    parts = []
+    for role, n in row["n_invalid"].items():
+        every = row["acc_all_images"].get(role)
+        counted = "" if every is None else f" ({100 * every:.1f} % of all images)"
+        parts.append(f"{n} of {n + (row[f'n_{role}'] or 0)} {role}{counted}")
+    return ", ".join(parts)
+
+
+def _shared_reasons(rows: Sequence[Row]) -> list[str]:
+    """Reasons for missing numbers, each once with the number of rows that it holds for."""
+    count: dict[str, int] = {}
+    for r in rows:
+        for reason in r["reason"].split("; ") if r["status"] == "ok" and r["reason"] else ():
+            count[reason] = count.get(reason, 0) + 1
+    return [f"Not available in {n} row{'s' if n > 1 else ''}: {reason}." for reason, n in count.items()]
+
+
+def printable(text: str) -> str:
+    """Without control characters, which could move the cursor or break a line."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+# --- terminal -------------------------------------------------------------------------------------------------
+def term(board: Board, *, width: int = 100, colour: bool = False) -> str:
+    """A table a request, at most `width` columns wide; columns that do not fit are named below."""
+    out = io.StringIO()
+    # legacy_windows and the environment must not change what is written.
+    console = Console(file=out, width=width, force_terminal=colour, color_system="standard" if colour else None)
+    console.print(Text(printable(title(board)), style="bold"))
+    left_out: list[str] = []
+    for name, rows in sections(board):
+        table, dropped = _table(name, rows, width)
+        left_out += [d for d in dropped if d not in left_out]
+        console.print(table)
+    if left_out:
+        console.print(Text(f"Too wide to show: {', '.join(left_out)}; see board.md.", style="dim"))
+    for line in notes(board):
+        console.print(Text(printable(line), style="dim"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _table(name: str, rows: Sequence[Row], width: int) -> tuple[Table, list[str]]:
+    every = columns(rows)
+    cells = {c: [_cell(r, c) for r in rows] for c, _, _ in every}
+    heads = {c: f"{heading(c, rows)} {MARK[d]}" for c, d, _ in every}
+    label = max([len(r["method"]) for r in rows] + [6])
+    label = min(label, max(12, width // 4))
+    kept: list[str] = []
+    room = width - label - 2 - 6
+    for c, _, _ in every:
+        need = 2 + max(len(heads[c]), *(len(t) for t in cells[c]))
+        if need > room:
+            break
+        room, kept = room - need, [*kept, c]
+    table = Table(box=None, pad_edge=False, title=_section(name, rows), title_justify="left", padding=(0, 2, 0, 0))
+    table.add_column("method", no_wrap=True, overflow="ellipsis", width=label)
+    table.add_column("rank", no_wrap=True)
+    for c in kept:
+        table.add_column(heads[c], justify="right", no_wrap=True)
+    for i, r in enumerate(rows):
+        table.add_row(Text(printable(r["method"]), style=_style(r)), place(r), *(cells[c][i] for c in kept))
+    return table, [heading(c, rows) for c, _, _ in every if c not in kept]
+
+
+def _section(name: str, rows: Sequence[Row]) -> Text:
+    counts = next((r for r in rows if r["status"] == "ok"), None)
+    sizes = [f"{counts[f'n_{role}']} {role}" for role in ROLES if counts[f"n_{role}"]] if counts else []
+    what = "mean over requests" if name == MEAN else name
+    return Text.assemble("\n", (printable(what), "bold"), (f"  images: {', '.join(sizes)}" if sizes else "", "dim"))
+
+
+def _style(row: Row) -> str:
+    return "bold" if row["best"] else "dim" if row["role"] == "control" else ""
+
+
+def _cell(row: Row, name: str) -> Text:
+    """A value and its interval, padded so that values stand under each other."""
+    value = row["headline"] if name == "headline" else row.get(name, row["metrics"].get(name))
+    bold = "bold" if name == "headline" and row["best"] else ""
+    text = Text(shown(name, value), style=bold)
+    if name == "headline" or name.startswith("acc_"):
+        text.append(f" {interval_of(row, name):>6}" if value is not None else " " * 7, style="dim not bold")
+    return text
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+def as_json(board: Board) -> str:
+    return json.dumps(board, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FLAT = ("method", "role", "request", "strategy", "status", "reason", "primary")
+RANKING = ("rank", "best", "p_vs_best", "tied")
+
+
+def as_csv(board: Board) -> str:
+    """The same rows, flat: intervals as `_lo` and `_hi`, metrics by their id; not available is empty."""
+    metrics = list(dict.fromkeys(c for r in board["rows"] for c in r["metrics"]))
+    flat = [_flat(r, metrics) for r in board["rows"]]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _flat(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
+    flat: dict[str, Any] = {k: row[k] for k in FLAT}
+    flat |= {f"n_{role}": row[f"n_{role}"] for role in ROLES}
+    for role in ROLES:
+        flat |= {f"acc_{role}": row[f"acc_{role}"]} | _ends(f"acc_{role}", row[f"acc_{role}_ci"])
+    flat |= {"headline_id": row["headline_id"], "headline": row["headline"]} | _ends("headline", row["headline_ci"])
+    for m in metrics:
+        flat |= {m: row["metrics"].get(m)} | _ends(m, row["metrics_ci"].get(m))
+    flat |= {f"n_invalid_{role}": row["n_invalid"].get(role, 0) for role in ROLES}
+    flat |= {k: row[k] for k in RANKING} | _ends("rank", row["rank_ci"]) | {"wins": " ".join(row["wins"])}
+    return {k: _csv_cell(v) for k, v in flat.items()}
+
+
+def _ends(name: str, ci: Sequence[float] | None) -> dict[str, float | None]:
+    return {f"{name}_lo": None if ci is None else ci[0], f"{name}_hi": None if ci is None else ci[1]}
+
+
+def _csv_cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if risky else value
+
+
+def as_md(board: Board) -> str:
+    parts = [f"# {_md(title(board))}\n"]
+    for name, rows in sections(board):
+        every = columns(rows)
+        heads = ["method", "rank", *(f"{heading(c, rows)} {MARK[d]}" for c, d, _ in every)]
+        parts.append(f"## {_md('mean over requests' if name == MEAN else name)}\n")
+        parts.append("| " + " | ".join(map(_md, heads)) + " |")
+        parts.append("|---|---|" + "---:|" * len(every))
+        parts += [_md_row(r, [c for c, _, _ in every]) for r in rows]
+        parts.append("")
+    return "\n".join([*parts, *(f"- {_md(line)}" for line in notes(board))]) + "\n"
+
+
+def _md_row(row: Row, names: Sequence[str]) -> str:
+    method = f"**{_md(row['method'])}**" if row["best"] else _md(row["method"])
+    return "| " + " | ".join([method, place(row), *(_spelled(row, n) for n in names)]) + " |"
+
+
+def _spelled(row: Row, name: str) -> str:
+    value = row["headline"] if name == "headline" else row.get(name, row["metrics"].get(name))
+    ci = interval_of(row, name)
+    return shown(name, value) + (f" ({ci})" if value is not None and ci else "")
+
+
+def _md(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
+    escaped = "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in printable(text))
+    return escaped.replace("&", "&amp;")
+
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$"}
+TEX |= {"↓": r"$\downarrow$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "²": r"$^2$", "≥": r"$\geq$"}
+TEX |= {c: f"\\{c}" for c in "_&%$#{}"}
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in printable(text))
+
+
+def as_tex(board: Board) -> str:
+    """One `tabular` with booktabs rules, a block a request; the best method's headline is bold."""
+    blocks = sections(board)
+    every = columns([r for _, rows in blocks for r in rows])
+    heads = ["Method", *(f"{heading(c, board['rows'])} {MARK[d]}" for c, d, _ in every)]
+    lines = [f"% {printable(title(board))}", "% needs \\usepackage{booktabs}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * len(every)}}}", r"\toprule", " & ".join(map(_tex, heads)) + r" \\"]
+    for name, rows in blocks:
+        what = "mean over requests" if name == MEAN else name
+        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\textit{{{_tex(what)}}}}} \\"]
+        lines += [_tex_row(r, [c for c, _, _ in every]) for r in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {printable(n)}" for n in notes(board))]) + "\n"
+
+
+def _tex_row(row: Row, names: Sequence[str]) -> str:
+    kind = {"baseline": " (unedited)", "control": " (control)"}.get(row["role"], "")
+    cells = [_tex(row["method"] + kind)]
+    for n in names:
+        text = _tex(shown(n, row["headline"] if n == "headline" else row.get(n, row["metrics"].get(n))))
+        cells.append(rf"\textbf{{{text}}}" if n == "headline" and row["best"] else text)
+    return " & ".join(cells) + r" \\"
+
+
+FORMATS: Mapping[str, Callable[[Board], str]] = {
+    "term": term,
+    "md": as_md,
+    "csv": as_csv,
+    "json": as_json,
+    "tex": as_tex,
+}

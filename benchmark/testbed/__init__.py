@@ -1,0 +1,1 @@
+"""The embedded model: concepts, drawings, captions and their training."""

@@ -1,0 +1,312 @@
+"""The stages of one cell on one machine: edit, images, raw outputs, scores. Each is done only if the store lacks it.
+
+The model and the judges are loaded when a stage first needs them, so a run that finds everything done loads neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark import device, keys
+from benchmark.errors import BadInput, BenchError, Damaged
+from benchmark.items import Item
+from benchmark.metrics import evaluators, protocols, summary
+from benchmark.plan import Cell, EditSpec, Pair, Plan, stored
+from benchmark.progress import Stage
+from benchmark.store import Store
+
+if TYPE_CHECKING:
+    from benchmark.backbones.base import Backbone
+    from benchmark.interface import Edit
+    from benchmark.metrics.evaluators import Array, Evaluator
+
+T = TypeVar("T")
+Image = NDArray[np.uint8]
+GREY = 128
+RAW = "raw.safetensors"
+
+
+class CellFailed(BenchError):
+    """A cell that cannot be completed; the others can."""
+
+
+@dataclass
+class Spent:
+    """What a cell took in this process; nothing where the store had it."""
+
+    edit: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """Runs cells of a plan against a store, with one model loaded."""
+
+    def __init__(self, plan: Plan, store: Store, *, threads: int, say: Callable[[str], None]) -> None:
+        self.plan, self.store, self.threads, self.say = plan, store, threads, say
+        self._judges: dict[str, Evaluator] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The model, loaded once; torch's threads are set here, before its first work."""
+        import torch
+
+        from benchmark.backbones.load import load
+
+        torch.set_num_threads(self.threads)
+        spec = self.plan.model
+        return load(str(spec.folder or spec.name), device=device.kind(), size=self.plan.form.sampler.size)
+
+    def judge(self, name: str) -> Evaluator:
+        """An evaluator, loaded once."""
+        if name not in self._judges:
+            import torch
+
+            torch.set_num_threads(self.threads)
+            self._judges[name] = evaluators.load(name)
+        return self._judges[name]
+
+    def _again(self, work: Callable[[], T]) -> T:
+        """Do the work; if it meets a damaged artifact, which the store sets aside, say so and do it once more."""
+        try:
+            return work()
+        except Damaged as error:
+            self.say(str(error))
+            return work()
+
+    # --- edit -------------------------------------------------------------------------------------------------
+    def edit(self, spec: EditSpec, spent: Spent) -> dict[str, Any]:
+        """Make the edit and those it needs if they are not stored; returns its `about.json`."""
+        for needed in spec.chain():
+            if not needed.empty and not self.store.has(keys.EDITS, needed.key):
+                self._make(needed, spent)
+        if spec.empty:
+            return {"hash": "", "notes": {}, "counts": {}, "output": None, "prompts": None}
+        return dict(json.loads(self.store.read(keys.EDITS, spec.key, file="about.json")))
+
+    def _make(self, spec: EditSpec, spent: Spent) -> None:
+        from dataclasses import replace
+
+        from benchmark import edits
+
+        given = {name: self.load_edit(needed) for name, needed in spec.given.items()}
+        request = replace(spec.asked(), given=given)
+        try:
+            edit = edits.make(spec.method.instance, self.backbone, request, spec.strategy)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BenchError as error:
+            raise CellFailed(f"edit: {error}") from error
+        except Exception as error:  # a method is anybody's code: its faults are its cell's, not the run's
+            raise CellFailed(f"edit: {type(error).__name__}: {error}") from error
+        files = edits.serialise(edit)
+        self.store.put(keys.EDITS, spec.key, files={**files, "about.json": _about(edit, edits.edit_hash(edit))})
+        spent.edit[spec.method.label] = asdict(edit.cost)
+
+    def load_edit(self, spec: EditSpec) -> Edit:
+        """A stored edit; the empty one for the unedited model."""
+        from benchmark.edits import deserialise
+        from benchmark.interface import Edit
+
+        return Edit() if spec.empty else deserialise(self.store.get(keys.EDITS, spec.key))
+
+    # --- images -----------------------------------------------------------------------------------------------
+    def images(self, cell: Cell, stage: Stage, spent: Spent) -> dict[Pair, str]:
+        """Make the images that the store lacks, a batch at a time; returns the shard of each (prompt, seed)."""
+        edit, key = _edit_of(cell)
+        found = stored(self.store, key, damaged=lambda error: self.say(str(error)))
+        stage.advance(sum((i.prompt, i.seed) in found for i in cell.items))
+        left = unique(i for i in cell.items if (i.prompt, i.seed) not in found)
+        if not left:
+            return found
+        started = time.perf_counter()
+        for part, images in self._batches(edit, left):
+            shard = self._put_images(key, part, images)
+            found |= {(i.prompt, i.seed): shard for i in part}
+            stage.advance(len(part))
+        spent.images |= {"made": len(left), "seconds": time.perf_counter() - started}
+        return found
+
+    def _put_images(self, key: str, part: Sequence[Item], images: Image) -> str:
+        shard = keys.shard_name([(i.prompt, i.seed) for i in part])
+        listed = [(i.prompt, i.seed, pixel_hash(image)) for i, image in zip(part, images, strict=True)]
+        files = {"images.npy": npy(images), "items.json": keys.items_json(listed)}
+        self.store.put(keys.IMAGES, key, shard, files=files)
+        return shard
+
+    def _batches(self, spec: EditSpec, items: Sequence[Item]) -> Iterator[tuple[list[Item], Image]]:
+        edit = self.load_edit(spec)
+        if edit.output == "grey":
+            yield from grey(items, self.plan.batch, self.plan.form.sampler.size)
+            return
+        from benchmark.edits import apply
+        from benchmark.sample import Sampler, sample
+
+        declared = self.plan.form.sampler
+        sampler = Sampler(steps=declared.steps, guidance=declared.guidance, size=declared.size)
+        changes: AbstractContextManager[Any] = nullcontext() if spec.empty else apply(self.backbone, edit)
+        try:
+            with changes:
+                yield from sample(self.backbone, items, sampler, self.plan.batch, edit.prompts)
+        except BadInput:
+            raise
+        except BenchError as error:
+            raise CellFailed(f"images: {error}") from error
+
+    def load_images(self, key: str, shard: str) -> Image:
+        """The images `(n, h, w, 3)` of a shard."""
+        content = self.store.read(keys.IMAGES, key, shard, file="images.npy")
+        return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
+
+    # --- scores -----------------------------------------------------------------------------------------------
+    def scores(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage, spent: Spent) -> dict[str, Any]:
+        """Rows and summary of a cell, as its record has them."""
+        address = (keys.SCORES, self._scores_key(cell))
+        if not self.store.has(*address):
+            started = time.perf_counter()
+            scored = self._score(cell, shards, stage)
+            self.store.put(*address, files={"scores.json": keys.canonical(scored).encode()})
+            spent.scores["seconds"] = time.perf_counter() - started
+        stage.advance(len(cell.items) - stage.done)
+        return dict(json.loads(self.store.read(*address, file="scores.json")))
+
+    def _scores_key(self, cell: Cell) -> str:
+        form = self.plan.form
+        asked = [[i.role, i.concept, i.prompt, i.replicate, i.seed] for i in cell.items]
+        by = {name: [protocols.protocol(name).version, self._weights(name)] for name in form.protocols}
+        settings = {"primary": form.primary, "headline": self.plan.suite.headline, "summary": summary.VERSION}
+        keep = [c.name for c in cell.request.keep]
+        return keys.digest({"images": cell.images_key, "items": asked, "protocols": by, "keep": keep, **settings})
+
+    def _weights(self, protocol: str) -> str:
+        return evaluators.weights_hash(protocols.protocol(protocol).evaluator)
+
+    def _score(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage) -> dict[str, Any]:
+        form, items = self.plan.form, cell.items
+        hashes = self._image_hashes(cell, set(shards.values()))
+        rows: dict[str, Any] = {
+            "role": [i.role for i in items],
+            "concept": [i.concept for i in items],
+            "prompt": [i.prompt for i in items],
+            "replicate": [i.replicate for i in items],
+            "seed": [i.seed for i in items],
+            "image": [hashes[i.prompt, i.seed] for i in items],
+            "valid": [True] * len(items),
+            "values": {},
+        }
+        sets: dict[str, Any] = {}
+        raws: dict[str, dict[str, Array]] = {}
+        for name in form.protocols:
+            protocol = protocols.protocol(name)
+            judge = self.judge(protocol.evaluator)
+            if judge.id not in raws:
+                raws[judge.id] = self._raw_rows(cell, judge, shards, stage)
+            raw = raws[judge.id]
+            if protocol.scope == "set":
+                kept = [k for k, i in enumerate(items) if i.role == "kept"]
+                reference = judge.reference([c.name for c in cell.request.keep])
+                sets[name] = protocols.score_set(name, raw["features"][kept].astype(np.float64), reference)
+                continue
+            scored = protocols.score(name, raw, rows["concept"], rows["prompt"], judge)
+            rows["values"][name] = summary.finite(scored.values.tolist())
+            if name == form.primary:
+                rows["valid"] = [bool(v) for v in scored.valid]
+        said = summary.summarise(
+            rows, primary=form.primary, headline_id=self.plan.suite.headline, protocols=form.protocols, sets=sets
+        )
+        return {"rows": rows, "summary": said}
+
+    def _raw_rows(self, cell: Cell, judge: Evaluator, shards: Mapping[Pair, str], stage: Stage) -> dict[str, Array]:
+        """A judge's raw outputs, one row an item, from the store or computed shard by shard."""
+        _, key = _edit_of(cell)
+        wanted: dict[str, list[int]] = {}
+        for k, item in enumerate(cell.items):
+            wanted.setdefault(shards[item.prompt, item.seed], []).append(k)
+        rows: dict[str, Array] = {}
+        for shard, at in wanted.items():
+            raw = self._again(lambda shard=shard: self._raw(key, shard, judge))  # type: ignore[misc]
+            place = {pair: r for r, pair in enumerate(self._pairs(key, shard))}
+            take = [place[cell.items[k].prompt, cell.items[k].seed] for k in at]
+            for name, values in raw.items():
+                if name not in rows:
+                    rows[name] = np.zeros((len(cell.items), *values.shape[1:]), values.dtype)
+                rows[name][at] = values[take]
+            stage.advance(len(at) if stage.done + len(at) <= len(cell.items) else 0)
+        return rows
+
+    def _raw(self, key: str, shard: str, judge: Evaluator) -> dict[str, Array]:
+        from safetensors.numpy import load, save
+
+        address = (keys.RAW, keys.raw_key(key, shard, evaluator=judge.id, weights=judge.hash))
+        if not self.store.has(*address):
+            self.store.put(*address, files={RAW: save(judge.raw(self.load_images(key, shard)))})
+        return dict(load(self.store.read(*address, file=RAW)))
+
+    def _pairs(self, key: str, shard: str) -> list[Pair]:
+        listed = keys.parse_items(self.store.read(keys.IMAGES, key, shard, file="items.json"))
+        return [(entry["prompt"], entry["seed"]) for entry in listed]
+
+    def _image_hashes(self, cell: Cell, shards: set[str]) -> dict[Pair, str]:
+        _, key = _edit_of(cell)
+        listed = [
+            e for s in sorted(shards) for e in keys.parse_items(self.store.read(keys.IMAGES, key, s, file="items.json"))
+        ]
+        return {(e["prompt"], e["seed"]): e["sha256"] for e in listed}
+
+    def protocol_parts(self) -> dict[str, dict[str, Any]]:
+        """The record's `protocols`."""
+        found = {}
+        for name in self.plan.form.protocols:
+            p = protocols.protocol(name)
+            found[name] = {"version": p.version, "evaluator": p.evaluator, "evaluator_hash": self._weights(name)}
+        return found
+
+
+def _about(edit: Edit, hashed: str) -> bytes:
+    """What records and samplers need of an edit without loading its tensors."""
+    cost = asdict(edit.cost)
+    counts = {k: cost[k] for k in ("denoiser_forwards", "denoiser_backwards", "text_encodes")}
+    rule = None if edit.prompts is None else asdict(edit.prompts)
+    about = {"hash": hashed, "notes": dict(edit.notes), "counts": counts, "output": edit.output, "prompts": rule}
+    return keys.canonical(about).encode()
+
+
+def _edit_of(cell: Cell) -> tuple[EditSpec, str]:
+    if cell.edit is None or cell.images_key is None:
+        raise ValueError(f"cell {cell.slug} is not applicable")
+    return cell.edit, cell.images_key
+
+
+def unique(items: Iterator[Item]) -> list[Item]:
+    """One item per (prompt, seed), in order: roles may share images."""
+    return list({(i.prompt, i.seed): i for i in items}.values())
+
+
+def grey(items: Sequence[Item], batch: int, size: int) -> Iterator[tuple[list[Item], Image]]:
+    """Uniformly grey images in batches: the control needs no model."""
+    for start in range(0, len(items), batch):
+        part = list(items[start : start + batch])
+        yield part, np.full((len(part), size, size, 3), GREY, np.uint8)
+
+
+def npy(images: Image) -> bytes:
+    """The array in numpy's format, the same bytes for the same array."""
+    out = io.BytesIO()
+    np.save(out, images, allow_pickle=False)
+    return out.getvalue()
+
+
+def pixel_hash(image: Image) -> str:
+    """SHA-256 of an image's shape and pixels."""
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -1,0 +1,235 @@
+"""Training towards a guided target of the frozen model: the layers, the latents, the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.backbones.base import Backbone, Embedding, Layer, concatenate
+from benchmark.errors import BadInput, BenchError
+
+_PACK = 16  # samples that walk together where the walks are made beforehand
+_KEYS_VALUES = (".to_k", ".to_v", ".add_k_proj", ".add_v_proj")  # of a U-Net's, of a flow transformer's text side
+_FINE = 1000  # the grid of times that two of the rules take their t from
+
+
+class Settings(Protocol):
+    """The fields of ESD that the loop reads."""
+
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def eta(self) -> float: ...
+    @property
+    def start_guidance(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def latents_from(self) -> str: ...
+    @property
+    def timestep_rule(self) -> str: ...
+
+
+class Sample(NamedTuple):
+    """One noisy latent to train on, before it is made."""
+
+    concept: int
+    seed: int
+    """Of the initial noise."""
+    start: int
+    stop: int
+    """The walk takes the sampler's steps `start` to `stop - 1`."""
+    grid: int
+    time: int
+    """t is `timesteps(grid)[time]`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all samples share."""
+
+    frozen: Backbone
+    texts: Embedding
+    """One row a concept."""
+    empty: Embedding
+    settings: Settings
+
+    def text(self, samples: Sequence[Sample]) -> Embedding:
+        """`(batch, …)`: each sample's concept."""
+        return self.texts[[s.concept for s in samples]]
+
+
+class Example(NamedTuple):
+    """Training data of one iteration."""
+
+    x: Tensor
+    """`(batch, *latent_shape)`"""
+    t: Tensor
+    """`(batch,)`"""
+    text: Embedding
+    target: Tensor
+    """As `x`."""
+
+
+def distill(
+    backbone: Backbone, prompts: Sequence[str], settings: Settings, train: str, seed: int
+) -> tuple[dict[str, Tensor], list[float]]:
+    """New values of the tensors that training changed, and the loss of each iteration.
+
+    BenchError when a loss is not finite. All randomness comes from `seed`, through generators of our own.
+    """
+    student = backbone.student()
+    names = trained_names(backbone.layers(), train)
+    live, before = student.tensors(), backbone.tensors()
+    task = Task(backbone, backbone.embed(prompts), backbone.embed([""]), settings)
+    plan = draw(np.random.default_rng(seed), settings, len(prompts))
+    examples = beforehand(task, plan) if settings.latents_from == "frozen" else as_it_goes(task, student, plan)
+    losses = fit(student, [live[n] for n in names], examples, settings.lr)
+    changed = {n: live[n].detach().clone() for n in names if not torch.equal(live[n], before[n])}
+    return changed, losses
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+def trained_names(layers: Iterable[Layer], train: str) -> list[str]:
+    """Names of the parameters in the set `x`, `x-strict`, `u` or `u-2025`; BadInput if the model has none of them."""
+    names = [name for layer in layers if _is_trained(layer, train) for name in layer.parameters]
+    if not names:
+        raise BadInput(f"esd trains the layers {train!r}, but this model has none of them; set train to another set")
+    return names
+
+
+def _is_trained(layer: Layer, train: str) -> bool:
+    reads_text = layer.part == "cross-attention" and layer.kind != "norm"
+    if train == "x":
+        return reads_text
+    if train == "x-strict":
+        return reads_text and layer.name.endswith(_KEYS_VALUES)
+    if train == "u":  # the first released code's `noxattn`: norms are trained, time embedding and output are not
+        return not reads_text and layer.part not in ("time", "output")
+    return not reads_text and layer.kind in ("linear", "conv")  # u-2025
+
+
+# --- what it is trained on --------------------------------------------------------------------------------------------
+def draw(rng: np.random.Generator, settings: Settings, concepts: int) -> list[list[Sample]]:
+    """All samples of all iterations: `iterations` lists of `batch`."""
+    return [[_draw(rng, settings, concepts) for _ in range(settings.batch)] for _ in range(settings.iterations)]
+
+
+def _draw(rng: np.random.Generator, settings: Settings, concepts: int) -> Sample:
+    steps, rule = settings.steps, settings.timestep_rule
+    concept, seed = int(rng.integers(concepts)), int(rng.integers(2**31))
+    k = int(rng.integers(1 if rule == "alt" else 0, steps))
+    if rule == "aligned":
+        return Sample(concept, seed, 0, k, steps, k)
+    if rule == "alt":
+        return Sample(concept, seed, 0, k, _FINE, k * _FINE // steps)
+    # compvis counts k from the image's end; its sampler misses the first step and stops k early, or (k = 0) never
+    label = int(rng.integers(k * _FINE // steps, (k + 1) * _FINE // steps))
+    return Sample(concept, seed, 1, min(steps, steps + 1 - k), _FINE, min(_FINE - label, _FINE - 1))
+
+
+def times(model: Backbone, samples: Sequence[Sample]) -> Tensor:
+    """`(batch,)`"""
+    return torch.stack([model.timesteps(s.grid)[s.time] for s in samples])
+
+
+@torch.no_grad()
+def latents(task: Task, model: Backbone, samples: Sequence[Sample]) -> Tensor:
+    """Walk all samples at once, each to its own stop, where it leaves the batch: `(batch, *latent_shape)`."""
+    steps, guidance = task.settings.steps, task.settings.start_guidance
+    x, grid = model.noise([s.seed for s in samples]), model.timesteps(steps)
+    for i in range(min(s.start for s in samples), max(s.stop for s in samples)):
+        live = [j for j, s in enumerate(samples) if s.start <= i < s.stop]
+        text, empty = task.text([samples[j] for j in live]), task.empty.expand(len(live))
+        x[live] = model.step(x[live], i, model.guided(x[live], grid[i], text, empty, guidance), steps)
+    return x
+
+
+@torch.no_grad()
+def example(task: Task, x: Tensor, samples: Sequence[Sample]) -> Example:
+    """The latents with what the frozen model, guided away from the concept, predicts for them."""
+    t, text = times(task.frozen, samples), task.text(samples)
+    both = concatenate([task.empty.expand(len(x)), text])
+    null, concept = task.frozen.predict(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    return Example(x, t, text, away(null, concept, task.settings.eta))
+
+
+def away(null: Tensor, concept: Tensor, eta: float) -> Tensor:
+    """ε(∅) − η [ε(c) − ε(∅)]: paper, eq. 6."""
+    return null - eta * (concept - null)
+
+
+def as_it_goes(task: Task, student: Backbone, plan: Iterable[Sequence[Sample]]) -> Iterator[Example]:
+    """Latents from the student, as it is at that iteration."""
+    for samples in plan:
+        yield example(task, latents(task, student, samples), samples)
+
+
+def beforehand(task: Task, plan: Sequence[Sequence[Sample]]) -> Iterator[Example]:
+    """Latents from the frozen model: nothing depends on the training, so all are made first, in full batches."""
+    x, target = packed(task, [s for samples in plan for s in samples])
+    start = 0
+    for samples in plan:
+        part = slice(start, start := start + len(samples))
+        yield Example(x[part], times(task.frozen, samples), task.text(samples), target[part])
+
+
+def packed(task: Task, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Latents and targets of all samples, in their order: two of `(samples, *latent_shape)`."""
+    # neighbours in this order stop at about the same step, so that packs stay full to their end
+    order = sorted(range(len(samples)), key=lambda j: samples[j].stop)
+    packs = [[samples[j] for j in order[i : i + _PACK]] for i in range(0, len(order), _PACK)]
+    made = [example(task, latents(task, task.frozen, pack), pack) for pack in packs]
+    back = torch.tensor(order).argsort()
+    return torch.cat([m.x for m in made])[back], torch.cat([m.target for m in made])[back]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+def fit(student: Backbone, parameters: Sequence[Tensor], examples: Iterable[Example], lr: float) -> list[float]:
+    """Train `parameters` of `student` in place by Adam, one step an example; returns the losses.
+
+    Half-precision parameters have float32 masters: Adam's steps would round away in them.
+    """
+    for p in parameters:
+        p.requires_grad_(True)
+    masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
+    adam = torch.optim.Adam(masters, lr=lr)
+    losses = []
+    with torch.enable_grad():
+        for i, item in enumerate(examples):
+            loss = _loss(student, item)
+            losses.append(loss.item())
+            if not np.isfinite(losses[-1]):
+                raise BenchError(f"esd: the loss is {losses[-1]} at iteration {i} of training; lower lr, now {lr:g}")
+            adam.zero_grad()
+            torch.autograd.backward(loss)
+            _update(adam, parameters, masters)
+    for p in parameters:
+        p.requires_grad_(False)
+    return losses
+
+
+def _loss(student: Backbone, example: Example) -> Tensor:
+    prediction = student.predict(example.x, example.t, example.text)
+    return torch.nn.functional.mse_loss(prediction.float(), example.target.float())
+
+
+def _update(adam: torch.optim.Adam, parameters: Sequence[Tensor], masters: Sequence[Tensor]) -> None:
+    """One step on the masters, whose values the parameters then take."""
+    for p, m in zip(parameters, masters, strict=True):
+        if m is not p:
+            m.grad, p.grad = None if p.grad is None else p.grad.float(), None
+    adam.step()
+    with torch.no_grad():
+        for p, m in zip(parameters, masters, strict=True):
+            if m is not p:
+                p.copy_(m)

@@ -1,0 +1,49 @@
+"""Same conditions for every test: one thread, no hub, opt-in flags for what is slow or needs something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything imports torch. On a busy machine two spinning threads make a tiny model ten to fifty times slower;
+# with the environment set here, torch comes up with one thread in this process and in all that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["PYTHONSAFEPATH"] = "1"
+for _hub in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    os.environ[_hub] = "1"
+
+FLAGS = {
+    "gpu": "needs an accelerator",
+    "slow": "takes more than 20 seconds",
+    "weights": "needs downloaded weights",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for flag, reason in FLAGS.items():
+        parser.addoption(f"--{flag}", action="store_true", help=f"also run the tests marked {flag}: {reason}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for flag, reason in FLAGS.items():
+        if not config.getoption(f"--{flag}"):
+            skip = pytest.mark.skip(reason=f"{reason}: run with --{flag}")
+            for item in items:
+                if flag in item.keywords:
+                    item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tracked() -> list[Path]:
+    """Files of the checkout that git tracks or would track, so that a file is tested before it is committed."""
+    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    out = subprocess.run(git, cwd=ROOT, capture_output=True, check=False)
+    if out.returncode:
+        pytest.skip("needs a git checkout")
+    return [path for name in out.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]

@@ -1,0 +1,230 @@
+"""ESD: the target, the latents, the trained layers, and that training does what the paper says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from benchmark import edits
+from benchmark.backbones.base import Backbone
+from benchmark.backbones.random_models import random_flux, random_unet, unet_components
+from benchmark.backbones.unet import UNetBackbone
+from benchmark.errors import BadInput, BenchError
+from benchmark.interface import Request, Target
+from methods import _distill
+from methods.esd import ESD
+
+CAT = Target(name="cat")
+REQUEST = Request(erase=(CAT, Target(name="dog")), seed=3)
+SHORT = ESD(iterations=6, steps=5, lr=1e-3, batch=2, latents_from="frozen")
+
+
+@pytest.fixture(scope="module", params=["unet", "flux"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return random_unet() if request.param == "unet" else random_flux()
+
+
+def plan(method: ESD, concepts: int = 2) -> list[_distill.Sample]:
+    return [s for samples in _distill.draw(np.random.default_rng(0), method, concepts) for s in samples]
+
+
+def task(backbone: Backbone, method: ESD) -> _distill.Task:
+    return _distill.Task(backbone, backbone.embed(["cat", "dog"]), backbone.embed([""]), method)
+
+
+# --- the target -------------------------------------------------------------------------------------------------------
+def test_target_by_hand() -> None:
+    """ε(∅) = 1, ε(c) = 3, η = 2: 1 − 2·(3 − 1) = −3."""
+    assert _distill.away(torch.tensor(1.0), torch.tensor(3.0), 2.0).item() == -3
+
+
+def test_eta_2_of_the_2025_code_is_the_paper_s_1(backbone: Backbone) -> None:
+    """That code starts from ε(c), not from ε(∅): ε(c) − 2[ε(c) − ε(∅)] = ε(∅) − 1[ε(c) − ε(∅)]."""
+    method, x = ESD(**{**ESD.variants["2025"], "steps": 5}), backbone.noise([1, 2])
+    samples = [_distill.Sample(concept, 0, 0, 2, 5, 2) for concept in (0, 1)]
+    ours = _distill.example(task(backbone, method), x, samples)
+    with torch.no_grad():
+        concept = backbone.predict(x, backbone.timesteps(5)[2], backbone.embed(["cat", "dog"]))
+        null = backbone.predict(x, backbone.timesteps(5)[2], backbone.embed(["", ""]))
+    torch.testing.assert_close(ours.target, concept - 2 * (concept - null), atol=1e-5, rtol=1e-5)
+
+
+# --- the latents ------------------------------------------------------------------------------------------------------
+def one_by_one(backbone: Backbone, sample: _distill.Sample, method: ESD) -> tuple[Tensor, Tensor]:
+    """A sample alone, through the base's own trajectory and guidance."""
+    text, empty = backbone.embed([["cat", "dog"][sample.concept]]), backbone.embed([""])
+    x = backbone.trajectory(
+        backbone.noise([sample.seed]),
+        text,
+        empty,
+        steps=method.steps,
+        guidance=method.start_guidance,
+        start=sample.start,
+        stop=sample.stop,
+    )
+    t = backbone.timesteps(sample.grid)[sample.time]
+    with torch.no_grad():
+        null, concept = backbone.predict(x, t, empty), backbone.predict(x, t, text)
+    return x, null - method.eta * (concept - null)
+
+
+@pytest.mark.parametrize("rule", ["aligned", "alt", "compvis"])
+def test_packed_walks_are_the_sequential_ones(backbone: Backbone, rule: Any) -> None:
+    method = replace(SHORT, iterations=10, timestep_rule=rule)  # 20 samples: one full pack and one that is not
+    samples = plan(method)
+    x, target = _distill.packed(task(backbone, method), samples)
+    assert len({s.stop for s in samples}) > 2
+    for i, sample in enumerate(samples):
+        alone, goal = one_by_one(backbone, sample, method)
+        torch.testing.assert_close(x[i], alone[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(target[i], goal[0], atol=1e-4, rtol=0)
+
+
+def test_packing_does_the_sequential_work(backbone: Backbone) -> None:
+    """Per sample: two predictions a step and two for the target; per trained sample one more, with a backward."""
+    edit = edits.make(SHORT, backbone, REQUEST)
+    samples = [s for part in _distill.draw(np.random.default_rng(REQUEST.seed), SHORT, 2) for s in part]
+    assert edit.cost.denoiser_forwards == sum(2 * (s.stop - s.start) + 3 for s in samples)
+    assert edit.cost.denoiser_backwards == len(samples)
+
+
+@pytest.mark.parametrize("rule", ["aligned", "alt", "compvis"])
+def test_times_of_the_three_rules(rule: Any) -> None:
+    """`alt` calls the latent at 961 one of 980; `compvis` calls that at 20k − 39 one of 20k to 20k + 19."""
+    backbone, method = random_unet(), ESD(timestep_rule=rule, iterations=300)
+    grid = [*backbone.timesteps(50).tolist(), -19]
+    for s in plan(method):
+        level, t = grid[s.stop], int(_distill.times(backbone, [s]))
+        if rule == "aligned":
+            assert (s.start, t) == (0, level)
+        elif rule == "alt":
+            assert (s.start, t) == (0, level + 19) and s.stop > 0
+        elif s.stop < 50:
+            assert s.start == 1 and 39 <= t - level < 59
+        else:  # k of 0 and 1 walk to the very end
+            assert 1 <= t < 40
+
+
+def test_plan_covers_all_steps_and_concepts() -> None:
+    samples = plan(replace(ESD(), iterations=2000), concepts=3)
+    assert {s.stop for s in samples} == set(range(50))
+    assert np.bincount([s.concept for s in samples]).min() > 550
+    assert len({s.seed for s in samples}) == 2000
+
+
+def test_student_s_latents_follow_the_student() -> None:
+    """The student's walks change as it learns; with a learning rate of nearly nothing they are the frozen ones."""
+    backbone = random_unet()
+    still, moving = replace(SHORT, lr=1e-12), replace(SHORT, lr=1e-2)
+    for method, same in ((still, True), (moving, False)):
+        frozen, student = (
+            edits.make(replace(method, latents_from=who), backbone, REQUEST).notes["loss_last"]
+            for who in ("frozen", "student")
+        )
+        assert (student == pytest.approx(frozen, rel=1e-4)) == same
+
+
+# --- the layers -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def stable_diffusion() -> UNetBackbone:
+    """SD 1.x's U-Net without memory behind it."""
+    parts = unet_components()
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)  # type: ignore[no-untyped-call]
+        vae = AutoencoderKL(latent_channels=4)  # type: ignore[no-untyped-call]
+    scheduler = parts["scheduler"].config
+    rest = {k: parts[k] for k in ("text_encoder", "tokenizer")}
+    return UNetBackbone("sd-meta", unet=unet, vae=vae, scheduler=scheduler, device="meta", **rest)
+
+
+@pytest.mark.parametrize(
+    ("train", "tensors", "parameters"),
+    [
+        ("x", 80, 43_962_560),
+        ("x-strict", 32, 19_169_280),
+        ("u", 598, 813_495_680),
+        ("u-2025", 388, 815_358_084),
+    ],
+)
+def test_trained_sets_of_stable_diffusion(
+    stable_diffusion: UNetBackbone, train: str, tensors: int, parameters: int
+) -> None:
+    """Counted in the released code: `xattn`/`esd-x`, `esd-x-strict`, the paper's `noxattn`, and `esd-u` of 2025."""
+    names, live = _distill.trained_names(stable_diffusion.layers(), train), stable_diffusion.tensors()
+    assert (len(names), sum(live[n].numel() for n in names)) == (tensors, parameters)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("train", ["x", "x-strict", "u", "u-2025"])
+def test_each_set_changes_itself_alone(backbone: Backbone, train: Any) -> None:
+    edit = edits.make(replace(SHORT, iterations=2, train=train), backbone, REQUEST)
+    assert edit.weights and set(edit.weights) <= set(_distill.trained_names(backbone.layers(), train))
+
+
+def test_a_model_without_such_layers_is_said() -> None:
+    with pytest.raises(BadInput, match="'x'.*none of them"):
+        _distill.trained_names([], "x")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "train"),
+    [
+        (["object"], "u"),
+        (["identity"], "x"),
+        (["style", "identity"], "x"),
+        (["style", "object"], "u"),
+        (["explicit"], "u"),
+    ],
+)
+def test_layers_by_kind(kinds: list[Any], train: str) -> None:
+    request = Request(erase=tuple(Target(name=str(i), kind=k) for i, k in enumerate(kinds)))
+    assert ESD().trained(request) == train
+    assert ESD(train="x-strict").trained(request) == "x-strict"
+
+
+# --- the training -----------------------------------------------------------------------------------------------------
+def test_loss_falls_and_the_student_meets_the_target(backbone: Backbone) -> None:
+    method = ESD(iterations=60, steps=5, lr=1e-4, batch=4, train="u", latents_from="frozen")
+    edit = edits.make(method, backbone, replace(REQUEST, erase=(CAT,)))
+    assert edit.notes["loss_last"] < 0.5 * edit.notes["loss_first"]
+    unseen = _distill.example(task(backbone, method), backbone.noise([99]), [_distill.Sample(0, 99, 0, 0, 5, 0)])
+    with torch.no_grad():
+        before = backbone.predict(unseen.x, unseen.t, unseen.text)
+        with edits.apply(backbone, edit):
+            after = backbone.predict(unseen.x, unseen.t, unseen.text)
+    assert (after - unseen.target).norm() < 0.8 * (before - unseen.target).norm()
+
+
+def test_first_step_is_adam_s() -> None:
+    """Adam's first step moves every weight that has a gradient by lr, whatever the gradient's size."""
+    backbone = random_unet()
+    edit = edits.make(ESD(iterations=1, steps=4, lr=1e-3, train="x-strict"), backbone, REQUEST)
+    name, new = next(iter(edit.weights.items()))
+    moved = (new - backbone.tensors()[name]).abs().median()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_half_precision_learns_through_float32_masters() -> None:
+    """Steps far below bfloat16's spacing add up over iterations, and the edit keeps the model's dtype."""
+    backbone = random_unet(dtype=torch.bfloat16)
+    method = ESD(iterations=8, steps=2, lr=1e-5, train="x-strict", latents_from="frozen")
+    edit = edits.make(method, backbone, REQUEST)
+    assert {v.dtype for v in edit.weights.values()} == {torch.bfloat16}
+    tiny = edits.make(replace(method, iterations=1, lr=1e-9), backbone, REQUEST)
+    assert sum(v.numel() for v in tiny.weights.values()) < sum(v.numel() for v in edit.weights.values())
+
+
+def test_divergence_names_the_iteration() -> None:
+    with pytest.raises(BenchError, match=r"loss is (nan|inf) at iteration \d+ of training; lower lr"):
+        edits.make(ESD(iterations=50, steps=4, lr=1e30, train="u"), random_unet(), REQUEST)
+
+
+def test_template_makes_the_prompt() -> None:
+    edit = edits.make(replace(SHORT, iterations=1, template="a photo of a {}"), random_unet(), REQUEST)
+    assert edit.notes["prompts"] == ["a photo of a cat", "a photo of a dog"]
