@@ -64,7 +64,7 @@ Methods = Annotated[str | None, typer.Option(metavar="a,b@v", help="Methods, by 
 Scale = Annotated[float, typer.Option(metavar="S", help="Images per prompt, as a share of the suite's.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Results; runs/<suite>-<model> if left out.")]
 Store = Annotated[Path | None, typer.Option(metavar="DIR", help="Artifacts; OUT/store if left out.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Training seed of the methods.")]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Training seed of the methods.")]
 Engine = Annotated[Executor, typer.Option(help="What runs the cells.")]
 Shard = Annotated[str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the work, from 1.")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images at once; part of what an image is keyed by.")]
@@ -169,6 +169,22 @@ def plan(
     artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
     forecast = plans.plan_json(settled, artifacts)
     _say(forecast if json_ else _forecast(forecast))
+
+
+@command("fetch objects --model sd14")
+def fetch(
+    suite: SuiteName,
+    model: Model = "testbed",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Download from its hub what a suite needs on a model: safetensors and configurations only."""
+    _hub(download=True)
+    from benchmark import fetch as fetching
+    from benchmark.plan import make_plan
+
+    folders = fetching.fetch(make_plan(suite, model=model))
+    _say([f"fetched {folder}" for folder in folders] or ["nothing to fetch: all is there"])
 
 
 def _forecast(plan: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,8 @@ M = TypeVar("M", bound="Strict")
 Place = tuple[int | str, ...]
 """Key path of a value: `("forms", "paper", "requests", 0)`."""
 
+_MOST = 100_000  # a few nested aliases stand for millions of entries
+
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]
 """A YAML list; strict mode would refuse it where a tuple is declared."""
 
@@ -89,6 +91,8 @@ def _lines(path: Path, root: yaml.Node) -> dict[Place, int]:
             if here in lines:
                 raise BadInput(f"{path}, line {mark}: {dotted(here)} is given twice (first in line {lines[here]})")
             lines[here] = mark
+            if len(lines) > _MOST:
+                raise BadInput(f"{path}: more than {_MOST} entries, aliases written out; it is no declaration")
             walk(child, here, (*above, id(node)))
 
     walk(root, (), ())

@@ -38,8 +38,14 @@ def edit_key(
     model: str,
     request: Mapping[str, Any],
     given: Mapping[str, str],
+    size: int,
+    dtype: str,
+    made_on: Mapping[str, Any],
 ) -> str:
-    """Key of an edit: `model` is a hash, `request` what the method is told, `given` the keys of edits it needs."""
+    """Key of an edit: `model` is a hash, `request` what the method is told, `given` the keys of edits it needs.
+
+    `size` is that of the images: training methods walk through latents of it. `made_on` is `device.setting()`.
+    """
     return digest(
         {
             "stage": "edit",
@@ -49,6 +55,9 @@ def edit_key(
             "model": model,
             "request": dict(request),
             "given": dict(given),
+            "size": size,
+            "dtype": dtype,
+            "made_on": dict(made_on),
         }
     )
 
@@ -62,12 +71,12 @@ TEXT_BATCH = 8
 """Prompts are always encoded this many at a time."""
 
 
-def images_key(edit: str, *, sampler: Mapping[str, Any], batch: int, dtype: str, device: str) -> str:
-    """Key of a growing folder of images: all that their bits depend on, but for library versions and threads.
+def images_key(edit: str, *, sampler: Mapping[str, Any], batch: int, dtype: str, made_on: Mapping[str, Any]) -> str:
+    """Key of a growing folder of images: all that their bits depend on, but the prompt and seed of each.
 
-    `batch` is the fixed batch shape, `device` its kind: kernels differ with both, as they do with the texts' batch.
+    `batch` is the fixed batch shape and `made_on` is `device.setting()`: kernels differ with both.
     """
-    shape = {"batch": batch, "texts": TEXT_BATCH, "dtype": dtype, "device": device}
+    shape = {"batch": batch, "texts": TEXT_BATCH, "dtype": dtype, "made_on": dict(made_on)}
     return digest({"stage": "images", "edit": edit, "sampler": dict(sampler), **shape})
 
 

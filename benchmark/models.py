@@ -52,7 +52,7 @@ class ModelSpec:
     @property
     def built_in(self) -> bool:
         """Whether it is made in code and has no files."""
-        return self.name.startswith("random-")
+        return self.folder is None and self.name.startswith("random-")
 
 
 _OPENRAIL = "CreativeML OpenRAIL-M"
@@ -130,7 +130,8 @@ def _describe_folder(folder: Path) -> ModelSpec:
         raise BadInput(f"{folder} holds a {pipeline}; expected one of {', '.join(sorted(_PIPELINES))}")
     size = sum(p.stat().st_size for p in _files(folder))
     return ModelSpec(
-        name=folder.name,
+        # A folder named like a model of the table is not that model: it has neither its presets nor its label.
+        name=f"{folder.name}-folder" if folder.name in MODELS else folder.name,
         family=_PIPELINES[pipeline],
         form="paper",
         size=size,

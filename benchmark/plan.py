@@ -208,7 +208,8 @@ class _Builder:
 
     def _images_key(self, edit: EditSpec) -> str:
         sampler = self.form.sampler.model_dump(mode="json")
-        return keys.images_key(edit.key, sampler=sampler, batch=self.batch, dtype=self.dtype, device=device.kind())
+        made_on = device.setting()
+        return keys.images_key(edit.key, sampler=sampler, batch=self.batch, dtype=self.dtype, made_on=made_on)
 
     def _method(self, label: str, request: RequestSpec, above: tuple[str, ...]) -> MethodSpec:
         method = registry.resolve(label, model=self.model.name, kind=request.kind, passed=self.passed.get(label))
@@ -261,6 +262,9 @@ class _Builder:
             model=self.model_hash,
             request={"erase": erase, "keep": keep, "seed": self.seed, "strategy": strategy},
             given={name: edit.key for name, edit in given.items()},
+            size=self.form.sampler.size,
+            dtype=self.dtype,
+            made_on=device.setting(),
         )
 
 

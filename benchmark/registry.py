@@ -108,7 +108,7 @@ def resolve(label: str, *, model: str = "", kind: str = "*", passed: Values | No
     """
     name, variant = split(label)
     cls = method_class(name)
-    preset, from_preset = _preset(label, name, model, kind)
+    preset, from_preset = _preset(label, model, kind)
     given = {**(cls.variants[variant] if variant else {}), **from_preset, **(passed or {})}
     instance = cls(**_typed(label, cls, given))
     settled = {f.name: getattr(instance, f.name) for f in fields(instance)}
@@ -154,18 +154,18 @@ def _json(label: str, values: Values) -> dict[str, Any]:
 
 
 # --- presets --------------------------------------------------------------------------------------------------------
-def _preset(label: str, name: str, model: str, kind: str) -> tuple[str | None, Values]:
-    of_model = presets().get(model, {})
-    for method in (label, name):
-        for which in (kind, "*"):
-            if which in of_model.get(method, {}):
-                return f"{model}/{method}/{which}", of_model[method][which]
+def _preset(label: str, model: str, kind: str) -> tuple[str | None, Values]:
+    """By the full label only: a preset of `esd` would make `esd@paper` something else than it is called."""
+    of_label = presets().get(model, {}).get(label, {})
+    for which in (kind, "*"):
+        if which in of_label:
+            return f"{model}/{label}/{which}", of_label[which]
     return None, {}
 
 
 @cache
 def presets(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Model → method label or name → kind or `*` → fields, from `methods/presets.yaml`; empty if there is none."""
+    """Model → method label → kind or `*` → fields, from `methods/presets.yaml`; empty if there is none."""
     path = path or _presets_path()
     if path is None or not path.is_file():
         return {}

@@ -5,25 +5,34 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmark import device, keys, record
-from benchmark.errors import BadInput, Missing
-from benchmark.plan import Cell, Plan, make_plan, missing
-from benchmark.progress import Progress
+from benchmark.errors import BadInput, Damaged, Missing
+from benchmark.fetch import fetch
+from benchmark.plan import Cell, Pair, Plan, make_plan, missing
+from benchmark.progress import Progress, Stage
 from benchmark.store import Store
 from benchmark.tables import board, grids
 from benchmark.verify import seal
-from benchmark.worker import CellFailed, Spent, Worker
+from benchmark.worker import CellFailed, Spent, Worker, unique
 
+T = TypeVar("T")
 PARTIAL = 4
-MOST_THREADS = 8
+_LONGEST = 400  # characters of a reason
+_FOLDERS = re.compile(r"(?<![\w/.:])/(?:[^\s/'\"]+/)+")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+_SETTLED = ("schema", "suite", "suite_version", "form", "scale", "model", "method", "request", "sampler", "batch")
+"""Fields of a record that tell the runs of one folder apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +60,10 @@ def execute(options: RunOptions) -> int:
     """Run a suite; returns the exit code: 0, or 4 if some cells failed and the rest is valid."""
     if options.executor != "local":
         raise BadInput(f"--executor: this version has local only, got {options.executor}; spread work with --shard i/n")
-    plan = make_plan(
-        options.suite,
-        model=options.model,
-        methods=options.methods,
-        scale=options.scale,
-        seed=options.seed,
-        batch=options.batch_size,
-    )
+    plan = settled(options)
+    if options.download and missing(plan):
+        fetch(plan)
+        plan = settled(options)
     _check_there(plan)
     _prepare(options.out)
     store = Store(options.store or options.out / "store")
@@ -70,25 +75,41 @@ def execute(options: RunOptions) -> int:
     return runner.finish()
 
 
+def settled(options: RunOptions) -> Plan:
+    """The plan of these options; its keys hold the model's hash, so it is made anew once weights have arrived."""
+    return make_plan(
+        options.suite,
+        model=options.model,
+        methods=options.methods,
+        scale=options.scale,
+        seed=options.seed,
+        batch=options.batch_size,
+    )
+
+
 def _check_there(plan: Plan) -> None:
     lacks = missing(plan)
     if lacks:
-        lines = [f"{lack['what']}; looked in {lack['where']}" for lack in lacks]
+        lines = [_lack(lack) for lack in lacks]
         raise Missing("\n  ".join([f"{plan.suite.name} on {plan.model.name} needs what is not here:", *lines]))
 
 
+def _lack(lack: Mapping[str, Any]) -> str:
+    size = f"; about {lack['size'] / 1e9:.2g} GB" if lack["size"] else ""
+    licence = f"; licence {lack['licence']}" if lack["licence"] else ""
+    return f"{lack['what']}; looked in {lack['where']}{size}{licence}"
+
+
 def _prepare(out: Path) -> None:
+    """Make the folder; whether it can be written is found out now, not after the work."""
     try:
-        for name in ("records", "log"):
-            (out / name).mkdir(parents=True, exist_ok=True)
+        for folder in (out, out / "records", out / "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
     except OSError as error:
         raise BadInput(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from None
-
-
-def threads() -> int:
-    """Torch threads of this process: OMP_NUM_THREADS, else one a core up to 8. Part of the determinism contract."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() and int(told) > 0 else min(os.cpu_count() or 1, MOST_THREADS)
 
 
 class _Runner:
@@ -96,24 +117,49 @@ class _Runner:
 
     def __init__(self, plan: Plan, store: Store, options: RunOptions, progress: Progress) -> None:
         self.plan, self.store, self.options, self.progress = plan, store, options, progress
-        self.worker = Worker(plan, store, threads=threads(), say=progress.say)
+        self.worker = Worker(plan, store, threads=device.threads(), say=progress.say)
         self.failed: list[str] = []
-        self.costs: dict[str, Any] = {}
+        self.images_made = 0
+        self._places: dict[str, dict[Pair, tuple[str, int]]] = {}  # by cell, of those whose images are drawn
         self.started = time.perf_counter()
-        self.provenance = record.provenance(device_class=device_class(), threads=threads(), dtype=plan.dtype)
+        self.provenance = record.provenance(device_class=device_class(), threads=device.threads(), dtype=plan.dtype)
 
     def cell(self, cell: Cell) -> None:
         """Bring one cell to its record, whatever becomes of it."""
         spent = Spent()
         values = {**record.start(self.plan, cell, self.provenance), "passed": dict(self.options.passed)}
-        if cell.edit is not None:
+        try:
+            if cell.edit is not None:
+                values |= self._mended(lambda: self._stages(cell, spent))
+            self._log(cell).unlink(missing_ok=True)
+        except CellFailed as error:
+            values |= {"status": "failed", "reason": told(error)}
+            self._failure(cell, error)
+        finally:
+            self._spend(cell, spent)
+        record.write(self._record(cell), record.parse(values))
+
+    def _mended(self, work: Callable[[], T]) -> T:
+        """Do the work; what it finds damaged the store sets aside, so that doing it again makes that anew.
+
+        Damaged if the same thing is damaged once more: then it is not the artifact.
+        """
+        seen: set[str] = set()
+        while True:
             try:
-                values |= self._stages(cell, spent)
-            except CellFailed as error:
-                values |= {"status": "failed", "reason": str(error)}
-                self._failure(cell, error)
-        record.write(self.options.out / "records" / f"{cell.slug}.json", record.parse(values))
-        self.costs[cell.slug] = {k: v for k, v in asdict(spent).items() if v}
+                return work()
+            except Damaged as error:
+                what = str(error).partition("; ")[0]  # the rest says where this one was set aside
+                if what in seen:
+                    raise
+                seen.add(what)
+                self.progress.say(str(error))
+
+    def _record(self, cell: Cell) -> Path:
+        return self.options.out / "records" / f"{cell.slug}.json"
+
+    def _log(self, cell: Cell) -> Path:
+        return self.options.out / "log" / f"{cell.slug}.txt"
 
     def _stages(self, cell: Cell, spent: Spent) -> dict[str, Any]:
         name, worker = f"{cell.method.label} {cell.request.name}", self.worker
@@ -133,89 +179,132 @@ class _Runner:
     def _failure(self, cell: Cell, error: CellFailed) -> None:
         self.failed.append(cell.slug)
         self.progress.say(f"failed {cell.method.label} {cell.request.name}: {error}")
-        log = self.options.out / "log" / f"{cell.slug}.txt"
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        self._log(cell).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
 
     def finish(self) -> int:
         """Boards, grids and costs of all cells of the plan; with shards, once the last one has left its records."""
-        self._write_costs()
         out = self.options.out
-        paths = [out / "records" / f"{cell.slug}.json" for cell in self.plan.cells]
-        absent = [p.name for p in paths if not p.is_file()]
+        absent = [cell for cell in self.plan.cells if not self._there(cell)]
         if absent:
+            self._write_costs()
             print(
-                f"{len(absent)} of {len(paths)} cells belong to other shards and are not there yet; no board",
+                f"{len(absent)} of {len(self.plan.cells)} cells belong to other shards and are not there yet; no board",
                 file=sys.stderr,
             )
             return PARTIAL if self.failed else 0
-        self._drop_others(paths)
+        _keep_only({self._record(cell) for cell in self.plan.cells}, out / "records", "*.json")
         records = board.read_records(out)
         made = board.write(records, out)
-        grids.draw(records, self._load, out)
+        _keep_only(set(grids.draw(records, self._load, out)), out / "grids", "*.png")
         seal(out)
+        self._write_costs()
         if not self.options.quiet:
             print(board.render(made, "term", width=_width(), colour=sys.stdout.isatty()))
             print(f"\nboard, records and image grids: {out}")
-        if self.failed:
-            print(f"{len(self.failed)} cells failed; see {out / 'log'}", file=sys.stderr)
-        return PARTIAL if self.failed else 0
+        failed = sum(r["status"] == "failed" for r in records)  # those of other shards too
+        if failed:
+            print(f"{failed} cells failed; see {out / 'log'}", file=sys.stderr)
+        return PARTIAL if failed else 0
 
-    def _drop_others(self, paths: Sequence[Path]) -> None:
-        """Records of an earlier run with other methods or requests leave the folder: the board is this run's."""
-        for path in set((self.options.out / "records").glob("*.json")) - set(paths):
-            path.unlink()
+    def _there(self, cell: Cell) -> bool:
+        """Whether the cell's record is there; a shard may find those of an earlier run, or half of one."""
+        asked = record.start(self.plan, cell, self.provenance)
+        try:
+            found = json.loads(self._record(cell).read_bytes())
+            return all(found[name] == asked[name] for name in _SETTLED)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _load(self, of: Mapping[str, Any], row: int) -> Any:
-        """The image of a record's row, from the store."""
-        cell = self._by_slug[of["method"]["label"], of["request"]["name"]]
+        """The image of a record's row, from the store; made anew if it is damaged there."""
+        cell = self._cells[of["method"]["label"], of["request"]["name"]]
+        return self._mended(lambda: self._image(cell, (of["rows"]["prompt"][row], of["rows"]["seed"][row])))
+
+    def _image(self, cell: Cell, pair: Pair) -> Any:
         assert cell.images_key is not None
-        pair = (of["rows"]["prompt"][row], of["rows"]["seed"][row])
-        if cell.images_key not in self._shards:
-            self._shards[cell.images_key] = self._index(cell.images_key)
-        shard, place = self._shards[cell.images_key][pair]
-        return self.worker.load_images(cell.images_key, shard)[place]
+        if cell.slug not in self._places:
+            self._places[cell.slug] = self._found(cell, cell.images_key)
+        shard, place = self._places[cell.slug][pair]
+        try:
+            return self.worker.load_images(cell.images_key, shard)[place]
+        except Damaged:
+            self._places.clear()  # cells may share the shard that is now set aside
+            raise
 
-    def _index(self, key: str) -> dict[tuple[str, int], tuple[str, int]]:
-        index: dict[tuple[str, int], tuple[str, int]] = {}
-        for shard in self.store.children(keys.IMAGES, key):
-            listed = keys.parse_items(self.store.read(keys.IMAGES, key, shard, file="items.json"))
-            index |= {(e["prompt"], e["seed"]): (shard, i) for i, e in enumerate(listed)}
-        return index
+    def _found(self, cell: Cell, key: str) -> dict[Pair, tuple[str, int]]:
+        """Shard and place of each image of a cell, those made anew that the store has lost."""
+        spent = Spent()
+        shards = self.worker.images(cell, Stage("grid", None, "images", time.monotonic), spent)
+        if spent.images:
+            self._spend(cell, spent)
+        places = {shard: self.worker.pairs(key, shard) for shard in set(shards.values())}
+        return {pair: (shard, places[shard].index(pair)) for pair, shard in shards.items()}
 
-    @property
-    def _by_slug(self) -> dict[tuple[str, str], Cell]:
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str], Cell]:
         return {(c.method.label, c.request.name): c for c in self.plan.cells}
 
-    @property
-    def _shards(self) -> dict[str, dict[tuple[str, int], tuple[str, int]]]:
-        return self.__dict__.setdefault("_shard_index", {})  # type: ignore[no-any-return]
+    def _spend(self, cell: Cell, spent: Spent) -> None:
+        """Note what a cell took; written at once, for the run may be stopped before its end."""
+        new = {stage: took for stage, took in asdict(spent).items() if took}
+        if new:
+            self.images_made += spent.images.get("made", 0)
+            self._write_costs(cell, new)
 
-    def _write_costs(self) -> None:
-        """Times and counts: those of this run replace a cell's earlier ones stage by stage, where it did anything."""
+    def _write_costs(self, cell: Cell | None = None, new: Mapping[str, Any] | None = None) -> None:
+        """Times and counts: what a cell took replaces what it took earlier, stage by stage.
+
+        Of its images, those of a run that was stopped and of the one that went on are added up.
+        """
         path = self.options.out / "costs.json"
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            cells = dict(before["cells"])
-        except (OSError, ValueError, KeyError, TypeError):
-            cells = {}
-        for slug, spent in self.costs.items():
-            cells[slug] = {**cells.get(slug, {}), **spent}
+        cells = _costs(path)
+        if cell is not None and new is not None:
+            cells[cell.slug] = _merged(cells.get(cell.slug, {}), new, len(unique(iter(cell.items))))
         costs = {
             "schema": 1,
             "machine": {
                 "device": device_class(),
                 "cpu": _cpu_name(),
-                "threads": threads(),
+                "threads": device.threads(),
                 "system": platform.system(),
             },
             "last_run": {
                 "seconds": round(time.perf_counter() - self.started, 3),
                 "peak_bytes": _peak_bytes(),
-                "images_made": sum(s.get("images", {}).get("made", 0) for s in self.costs.values()),
+                "images_made": self.images_made,
             },
             "cells": {slug: cells[slug] for slug in sorted(cells)},
         }
-        path.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _costs(path: Path) -> dict[str, Any]:
+    """The cells of an earlier `costs.json`; none if there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["cells"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _merged(before: Mapping[str, Any], new: Mapping[str, Any], whole: int) -> dict[str, Any]:
+    earlier, now = before.get("images"), new.get("images")
+    if earlier and now and now["made"] < whole:
+        new = {**new, "images": {name: now[name] + earlier.get(name, 0) for name in now}}
+    return {**before, **new}
+
+
+def _keep_only(paths: set[Path], folder: Path, pattern: str) -> None:
+    """What an earlier run with other methods or requests left goes out of the folder: its board is this run's."""
+    for path in set(folder.glob(pattern)) - paths:
+        path.unlink()
+
+
+def told(error: BaseException) -> str:
+    """An error as a record may hold it: one line, not endless, without folders and addresses of this machine."""
+    text = _ADDRESS.sub("0x…", _FOLDERS.sub("", " ".join(str(error).split())))
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def device_class() -> str:

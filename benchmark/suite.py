@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -221,11 +222,20 @@ def requests(form: Form, dataset: Dataset) -> tuple[RequestSpec, ...]:
             found += _expand(rule, form, dataset)
         except BadInput as error:
             raise BadInput(f"requests[{i}]: {error}") from None
-    names = [r.name for r in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadInput(f"requests: {name!r} comes {names.count(name)} times; give each a name of its own")
+    _distinct([r.name for r in found])
     return tuple(found)
+
+
+def _distinct(names: Sequence[str]) -> None:
+    """BadInput unless every request has a name, and a name of files, of its own; `mean` is the board's."""
+    files = [re.sub(r"[^\w.-]", "_", name).casefold() for name in names]
+    for name, file in zip(names, files, strict=True):
+        alike = [n for n, f in zip(names, files, strict=True) if f == file]
+        if len(alike) > 1:
+            also = "" if len(set(alike)) == 1 else f", as files are named ({', '.join(alike)})"
+            raise BadInput(f"requests: {name!r} comes {len(alike)} times{also}; give each a name of its own")
+        if name == "mean" or not name.isprintable():
+            raise BadInput(f"requests: {name!r} cannot be a request's name; take another, such as 'erase:cat'")
 
 
 def _expand(rule: Rule, form: Form, dataset: Dataset) -> list[RequestSpec]:

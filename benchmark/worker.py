@@ -9,17 +9,18 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmark import device, keys
-from benchmark.errors import BadInput, BenchError, Damaged
+from benchmark.errors import BadInput, BenchError
 from benchmark.items import Item
 from benchmark.metrics import evaluators, protocols, summary
 from benchmark.plan import Cell, EditSpec, Pair, Plan, stored
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from benchmark.interface import Edit
     from benchmark.metrics.evaluators import Array, Evaluator
 
-T = TypeVar("T")
 Image = NDArray[np.uint8]
 GREY = 128
 RAW = "raw.safetensors"
+COSTS = "costs"
+"""First part of the address of what an edit cost: times differ between runs, so they stand in no edit's manifest."""
 
 
 class CellFailed(BenchError):
@@ -51,11 +53,17 @@ class Spent:
 
 
 class Worker:
-    """Runs cells of a plan against a store, with one model loaded."""
+    """Runs cells of a plan against a store, with one model loaded.
+
+    Every stage may raise Damaged for an artifact that the store has just set aside: done again from the edit on, the
+    cell makes it anew.
+    """
 
     def __init__(self, plan: Plan, store: Store, *, threads: int, say: Callable[[str], None]) -> None:
         self.plan, self.store, self.threads, self.say = plan, store, threads, say
         self._judges: dict[str, Evaluator] = {}
+        self._hashes: dict[str, str] = {}  # of judges' weights: megabytes, asked for in every cell
+        self._failures: dict[str, str] = {}  # by edit key: an edit that several cells need is tried once a run
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -77,42 +85,41 @@ class Worker:
             self._judges[name] = evaluators.load(name)
         return self._judges[name]
 
-    def _again(self, work: Callable[[], T]) -> T:
-        """Do the work; if it meets a damaged artifact, which the store sets aside, say so and do it once more."""
-        try:
-            return work()
-        except Damaged as error:
-            self.say(str(error))
-            return work()
-
     # --- edit -------------------------------------------------------------------------------------------------
     def edit(self, spec: EditSpec, spent: Spent) -> dict[str, Any]:
         """Make the edit and those it needs if they are not stored; returns its `about.json`."""
         for needed in spec.chain():
-            if not needed.empty and not self.store.has(keys.EDITS, needed.key):
+            if needed.empty or self.store.has(keys.EDITS, needed.key):
+                continue
+            try:
                 self._make(needed, spent)
+            except CellFailed as error:
+                if needed is spec:
+                    raise
+                raise CellFailed(f"needs {needed.method.label}: {error}") from error
         if spec.empty:
             return {"hash": "", "notes": {}, "counts": {}, "output": None, "prompts": None}
         return dict(json.loads(self.store.read(keys.EDITS, spec.key, file="about.json")))
 
     def _make(self, spec: EditSpec, spent: Spent) -> None:
-        from dataclasses import replace
-
-        from benchmark import edits
-
+        if spec.key in self._failures:
+            raise CellFailed(self._failures[spec.key])
         given = {name: self.load_edit(needed) for name, needed in spec.given.items()}
-        request = replace(spec.asked(), given=given)
+        backbone = self.backbone
         try:
-            edit = edits.make(spec.method.instance, self.backbone, request, spec.strategy)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BenchError as error:
-            raise CellFailed(f"edit: {error}") from error
-        except Exception as error:  # a method is anybody's code: its faults are its cell's, not the run's
-            raise CellFailed(f"edit: {type(error).__name__}: {error}") from error
-        files = edits.serialise(edit)
-        self.store.put(keys.EDITS, spec.key, files={**files, "about.json": _about(edit, edits.edit_hash(edit))})
+            edit, files = _made(spec, backbone, given)
+        except (Exception, SystemExit) as error:  # a method is anybody's code: its faults are its cell's, not the run's
+            self._forget_model()
+            kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+            self._failures[spec.key] = f"edit: {kind}{error}"
+            raise CellFailed(self._failures[spec.key]) from error
+        self.store.put(COSTS, spec.key, files={"cost.json": files.pop("cost.json")})
+        self.store.put(keys.EDITS, spec.key, files=files)
         spent.edit[spec.method.label] = asdict(edit.cost)
+
+    def _forget_model(self) -> None:
+        """After a fault nobody knows what was left in the model: whoever needs it next loads it again."""
+        self.__dict__.pop("backbone", None)
 
     def load_edit(self, spec: EditSpec) -> Edit:
         """A stored edit; the empty one for the unedited model."""
@@ -131,11 +138,14 @@ class Worker:
         if not left:
             return found
         started = time.perf_counter()
-        for part, images in self._batches(edit, left):
-            shard = self._put_images(key, part, images)
-            found |= {(i.prompt, i.seed): shard for i in part}
-            stage.advance(len(part))
-        spent.images |= {"made": len(left), "seconds": time.perf_counter() - started}
+        with closing(self._batches(edit, left)) as batches:  # however this ends, the edit comes off at once
+            for part, images in batches:
+                shard = self._put_images(key, part, images)
+                found |= {(i.prompt, i.seed): shard for i in part}
+                stage.advance(len(part))
+                now = time.perf_counter()
+                _add(spent.images, made=len(part), seconds=now - started)
+                started = now
         return found
 
     def _put_images(self, key: str, part: Sequence[Item], images: Image) -> str:
@@ -145,7 +155,7 @@ class Worker:
         self.store.put(keys.IMAGES, key, shard, files=files)
         return shard
 
-    def _batches(self, spec: EditSpec, items: Sequence[Item]) -> Iterator[tuple[list[Item], Image]]:
+    def _batches(self, spec: EditSpec, items: Sequence[Item]) -> Generator[tuple[list[Item], Image], None, None]:
         edit = self.load_edit(spec)
         if edit.output == "grey":
             yield from grey(items, self.plan.batch, self.plan.form.sampler.size)
@@ -162,6 +172,7 @@ class Worker:
         except BadInput:
             raise
         except BenchError as error:
+            self._forget_model()
             raise CellFailed(f"images: {error}") from error
 
     def load_images(self, key: str, shard: str) -> Image:
@@ -177,7 +188,7 @@ class Worker:
             started = time.perf_counter()
             scored = self._score(cell, shards, stage)
             self.store.put(*address, files={"scores.json": keys.canonical(scored).encode()})
-            spent.scores["seconds"] = time.perf_counter() - started
+            _add(spent.scores, seconds=time.perf_counter() - started)
         stage.advance(len(cell.items) - stage.done)
         return dict(json.loads(self.store.read(*address, file="scores.json")))
 
@@ -190,7 +201,10 @@ class Worker:
         return keys.digest({"images": cell.images_key, "items": asked, "protocols": by, "keep": keep, **settings})
 
     def _weights(self, protocol: str) -> str:
-        return evaluators.weights_hash(protocols.protocol(protocol).evaluator)
+        judge = protocols.protocol(protocol).evaluator
+        if judge not in self._hashes:
+            self._hashes[judge] = evaluators.weights_hash(judge)
+        return self._hashes[judge]
 
     def _score(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage) -> dict[str, Any]:
         form, items = self.plan.form, cell.items
@@ -235,8 +249,8 @@ class Worker:
             wanted.setdefault(shards[item.prompt, item.seed], []).append(k)
         rows: dict[str, Array] = {}
         for shard, at in wanted.items():
-            raw = self._again(lambda shard=shard: self._raw(key, shard, judge))  # type: ignore[misc]
-            place = {pair: r for r, pair in enumerate(self._pairs(key, shard))}
+            raw = self._raw(key, shard, judge)
+            place = {pair: r for r, pair in enumerate(self.pairs(key, shard))}
             take = [place[cell.items[k].prompt, cell.items[k].seed] for k in at]
             for name, values in raw.items():
                 if name not in rows:
@@ -253,7 +267,8 @@ class Worker:
             self.store.put(*address, files={RAW: save(judge.raw(self.load_images(key, shard)))})
         return dict(load(self.store.read(*address, file=RAW)))
 
-    def _pairs(self, key: str, shard: str) -> list[Pair]:
+    def pairs(self, key: str, shard: str) -> list[Pair]:
+        """Prompt and seed of each image of a shard, in order."""
         listed = keys.parse_items(self.store.read(keys.IMAGES, key, shard, file="items.json"))
         return [(entry["prompt"], entry["seed"]) for entry in listed]
 
@@ -271,6 +286,37 @@ class Worker:
             p = protocols.protocol(name)
             found[name] = {"version": p.version, "evaluator": p.evaluator, "evaluator_hash": self._weights(name)}
         return found
+
+
+def _made(spec: EditSpec, backbone: Backbone, given: Mapping[str, Edit]) -> tuple[Edit, dict[str, bytes]]:
+    """The edit and its files; raises whatever the method does, and BenchError for what cannot be stored or counted."""
+    from dataclasses import replace
+
+    from benchmark import edits
+
+    edit = edits.make(spec.method.instance, backbone, replace(spec.asked(), given=given), spec.strategy)
+    if not (edit.weights or edit.deltas or edit.prompts or edit.output):
+        raise BenchError("the edit is empty: nothing is erased")
+    if path := next((t for t in _texts(edit.notes) if _absolute(t)), None):
+        raise BenchError(f"the edit's notes hold an absolute path, which differs between machines: {path}")
+    return edit, {**edits.serialise(edit), "about.json": _about(edit, edits.edit_hash(edit))}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for child in children:
+        yield from _texts(child)
+
+
+def _absolute(text: str) -> bool:
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+
+
+def _add(spent: dict[str, Any], **more: float) -> None:
+    for name, value in more.items():
+        spent[name] = spent.get(name, 0) + value
 
 
 def _about(edit: Edit, hashed: str) -> bytes:

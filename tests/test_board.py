@@ -251,6 +251,7 @@ def test_csv_holds_the_same_rows_flat(board):
     assert len(read) == len(board["rows"])
     for flat, r in zip(read, board["rows"], strict=True):
         assert (flat["method"], flat["request"]) == (r["method"], r["request"])
+        assert (flat["suite"], flat["form"]) == (board["suite"], "embedded"), "each row tells"
         assert float(flat["acc_erased"]) == r["acc_erased"]
         assert float(flat["headline_lo"]) == r["headline_ci"][0]
         assert float(flat["testbed-fid/180"]) == r["metrics"]["testbed-fid/180"]
@@ -298,6 +299,7 @@ def test_latex(board):
     tex = boards.render(board, "tex")
     for piece in (r"\toprule", r"\bottomrule", r"none (unedited)", r"grey (control)", r"H\_o $\uparrow$", r"\textbf{"):
         assert piece in tex
+    assert f"{{{formats.EMBEDDED.replace('×', '$' + chr(92) + 'times$')}}}" in tex, "said where it is typeset"
     widths = {line.count(" & ") for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line}
     assert len(widths) == 1
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from benchmark import cli
 
-COMMANDS = ("board", "doctor", "erase", "list", "plan", "run", "show", "verify")
+COMMANDS = ("board", "doctor", "erase", "fetch", "list", "plan", "run", "show", "verify")
 
 
 @pytest.fixture
@@ -91,6 +91,7 @@ def test_show(name: str):
         (["plan", "objects", "--shard", "3"], "--shard"),
         (["plan", "objects", "--shard", "4/3"], "--shard"),
         (["plan", "objects", "--scale", "0"], "--scale"),
+        (["plan", "objects", "--seed", "-1"], "--seed"),
         (["plan", "objects", "--batch-size", "0"], "batch size must be at least 1"),
         (["plan", "objects", "--methods", "none,,uce"], "--methods"),
         (["run", "objects", "--modle", "sd14"], "--model"),

@@ -33,6 +33,12 @@ def test_reads_what_is_declared(tmp_path: Path):
     assert tree == Tree(name="oak", leaves=(Leaf(size=2, names=("a", "b")),), share=1.0)
 
 
+def test_nested_aliases_do_not_multiply_without_end(tmp_path: Path):
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(BadInput, match="aliases written out"):
+        load(written(tmp_path, "\n".join(["a0: &a0 [1]", *levels])))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -69,6 +69,12 @@ def test_large_images_are_reduced():
     assert grids._size(200, 100) == (200, 100)
 
 
+def test_a_prompt_of_two_lines_is_drawn():
+    made = record("none", "baseline")
+    made["rows"]["prompt"] = [p.replace(" of ", "\nof ") for p in made["rows"]["prompt"]]
+    assert grids.grid([made], load).height > 128
+
+
 def test_nothing_in_common_is_said():
     with pytest.raises(BadInput, match="share none"):
         grids.grid([record("none", seeds=(1,)), record("esd", seeds=(2,))], load)

@@ -25,7 +25,7 @@ LAYERS = (
     "backbones plan",
     "edits sample record",
     "tables testbed",
-    "catalogue doctor erase verify worker",
+    "catalogue doctor erase fetch verify worker",
     "run",
     "cli",
 )

@@ -53,6 +53,14 @@ def test_unknown_models_are_refused_with_the_nearest():
         models.describe("./nowhere")
 
 
+@pytest.mark.parametrize(("folder", "name"), [("testbed", "testbed-folder"), ("random-sd", "random-sd"), ("x", "x")])
+def test_a_folder_is_itself_whatever_it_is_called(nowhere: Path, folder: str, name: str):
+    """Not the model of that name with its presets, and never one that is built in code."""
+    spec = models.describe(str(pipeline(nowhere / folder)))
+    assert (spec.name, spec.form, spec.built_in) == (name, "paper", False)
+    assert models.resolve(str(nowhere / folder)) == (nowhere / folder).resolve()
+
+
 def test_missing_weights_are_told_with_place_size_licence_and_what_to_do(nowhere: Path):
     with pytest.raises(Missing) as caught:
         models.resolve("sd14")

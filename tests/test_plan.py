@@ -223,8 +223,11 @@ EDIT: dict[str, Any] = {
     "model": "m",
     "request": {"erase": ["cat"]},
     "given": {},
+    "size": 64,
+    "dtype": "float32",
+    "made_on": {"device": "cpu", "threads": 2, "torch": "2.15.0"},
 }
-IMAGES: dict[str, Any] = {"sampler": {"steps": 4}, "batch": 4, "dtype": "float32", "device": "cpu"}
+IMAGES: dict[str, Any] = {"sampler": {"steps": 4}, "batch": 4, "dtype": "float32", "made_on": {"device": "cpu"}}
 RAW: dict[str, Any] = {"images": "i", "shard": "s", "evaluator": "e", "weights": "w"}
 
 
@@ -238,7 +241,7 @@ def test_every_ingredient_changes_the_keys_of_images_and_raw_outputs():
     images = {keys.images_key("e", **IMAGES), keys.images_key("f", **IMAGES)}
     images |= {
         keys.images_key("e", **{**IMAGES, k: v})
-        for k, v in [("sampler", {"steps": 5}), ("batch", 5), ("dtype", "x"), ("device", "cuda")]
+        for k, v in [("sampler", {"steps": 5}), ("batch", 5), ("dtype", "x"), ("made_on", {"device": "cuda"})]
     }
     assert len(images) == 6
     raw = {keys.raw_key(**RAW)} | {keys.raw_key(**{**RAW, name: "other"}) for name in RAW}
@@ -255,8 +258,8 @@ def test_keys_do_not_depend_on_the_order_of_fields_but_on_that_of_items():
 
 def test_keys_are_stable_over_time():
     """Changing these would orphan every store."""
-    assert keys.edit_key(**EDIT) == "f713d96d1e0d07927664148b05ca6b69"
-    assert keys.images_key("e", **IMAGES) == "cde5100ef527a6c27870ca7aff12b835"
+    assert keys.edit_key(**EDIT) == "5205c2ed34593fe0f3043b7cb6fc27cd"
+    assert keys.images_key("e", **IMAGES) == "5218b15f1ee98bf37697396ec2625d6a"
 
 
 def test_an_edits_key_changes_with_what_the_method_is_told_and_only_with_that(package: str, tmp_path: Path):
@@ -272,16 +275,31 @@ def test_an_edits_key_changes_with_what_the_method_is_told_and_only_with_that(pa
     assert len(changed | {key}) == 6
     # The label is a name; what counts is what it stands for.
     assert edit_key(planned(package, "plain", passed={"plain": {"lr": 0.5}}), "plain") == edit_key(base, "plain@strong")
-    # Prompts, images, sampler, batch and scores are no part of it, nor are the other methods.
+    # Prompts, images, steps, batch and scores are no part of it, nor are the other methods.
     other = tmp_path / "other.yaml"
     other.write_text(
         SUITE.replace("images: 5", "images: 9").replace("steps: 4", "steps: 9").replace("version: 1", "version: 2")
     )
     for same in (
         planned(str(other), "plain"),
-        planned(package, "none", "plain", "single", scale=0.5, batch=9, dtype="float16"),
+        planned(package, "none", "plain", "single", scale=0.5, batch=9),
     ):
         assert edit_key(same, "plain") == key
+
+
+def test_an_edits_key_changes_with_the_latents_that_training_sees(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another size, precision or kind of device gives other latents or other bits: never one edit for both."""
+    larger = tmp_path / "larger.yaml"
+    larger.write_text(SUITE.replace("size: 64", "size: 128"))
+    found = {
+        edit_key(planned(package, "plain"), "plain"),
+        edit_key(planned(str(larger), "plain"), "plain"),
+        edit_key(planned(package, "plain", dtype="float16"), "plain"),
+    }
+    monkeypatch.setattr("benchmark.device.kind", lambda: "cuda")
+    assert len(found | {edit_key(planned(package, "plain"), "plain")}) == 4
 
 
 def test_an_edits_key_changes_with_the_edits_it_needs(package: str):
@@ -437,7 +455,7 @@ def test_embedded_sizes_of_the_shipped_suites():
         name: plan_json(make_plan(name, model="random-unet"))["requests"] for name in ("objects", "celebrity", "smoke")
     }
     assert {tuple(n.values()) for n in totals["objects"].values()} == {(60, 60, 180)}
-    assert [tuple(n.values()) for n in totals["celebrity"].values()] == [(60, 190), (50, 150)]
+    assert [tuple(n.values()) for n in totals["celebrity"].values()] == [(60, 150), (50, 150)]
     assert [tuple(n.values()) for n in totals["smoke"].values()] == [(8, 6, 6), (8, 0, 8)]
 
 

@@ -94,13 +94,15 @@ def test_fields_come_from_defaults_then_variant_then_preset_then_those_passed(fa
         "testbed:\n  fake: {object: {lr: 1, steps: 20}, '*': {lr: 2}}\n  fake@hard: {style: {lr: 3}}\n"
     )
     assert registry.resolve("fake@hard").fields["mode"] == "hard"
-    of_object = registry.resolve("fake@hard", model="testbed", kind="object", passed={"steps": 30, "words": ["a"]})
-    assert dict(of_object.fields) == {"lr": 1.0, "steps": 30, "mode": "hard", "words": ["a"], "limit": None}
+    of_object = registry.resolve("fake", model="testbed", kind="object", passed={"steps": 30, "words": ["a"]})
+    assert dict(of_object.fields) == {"lr": 1.0, "steps": 30, "mode": "soft", "words": ["a"], "limit": None}
     assert of_object.preset == "testbed/fake/object" and of_object.passed == {"steps": 30, "words": ["a"]}
     assert of_object.instance.words == ("a",)  # type: ignore[attr-defined]
     assert registry.resolve("fake", model="testbed", kind="identity").preset == "testbed/fake/*"
     assert registry.resolve("fake@hard", model="testbed", kind="style").preset == "testbed/fake@hard/style"
     assert registry.resolve("fake", model="sd14", kind="object").preset is None
+    # A variant stays what it is called: the plain method's preset does not reach it.
+    assert registry.resolve("fake@hard", model="testbed", kind="object").preset is None
 
 
 @pytest.mark.parametrize(

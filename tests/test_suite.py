@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def test_embedded_celebrity_erases_one_and_five_test_identities():
     assert (one.name, five.name) == ("erase:identity_1", "erase:identity_5")
     assert five.erase[:1] == one.erase and len(five.erase) == 5
     assert {c.split for c in five.erase} == {"test"} and {c.kind for c in five.erase} == {"identity"}
-    assert len(one.keep) == 19 and len(five.keep) == 15
+    assert one.keep == five.keep and len(one.keep) == 15, "the same others, as in the paper's settings"
+    assert not {c.name for c in five.erase} & {c.name for c in five.keep}
 
 
 def test_smoke_erases_an_object_and_an_identity_of_the_validation_split():
@@ -87,6 +89,25 @@ def own(folder: Path, text: str = OWN) -> suite.Suite:
     path = folder / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return suite.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("erase:a", "erase:a"), "'erase:a' comes 2 times; "),
+        (("erase:a", "erase_A"), "'erase:a' comes 2 times, as files are named (erase:a, erase_A)"),
+        (("mean",), "'mean' cannot be a request's name"),
+        (("a\nb",), "cannot be a request's name"),
+    ],
+)
+def test_requests_have_names_and_files_of_their_own(tmp_path: Path, names: tuple[str, ...], expected: str):
+    """Two of one file name would overwrite each other's records and grids; `mean` is the board's own row."""
+    (line,) = [line for line in OWN.splitlines() if "erase:pair" in line]
+    lines = [line.replace('"erase:pair"', json.dumps(name)) for name in names]
+    mine = own(tmp_path, OWN.replace(line, "\n".join(lines)))
+    with pytest.raises(BadInput) as caught:
+        suite.requests(mine.form("embedded"), data.load("cifar10"))
+    assert expected in str(caught.value)
 
 
 def test_a_file_of_ones_own_is_a_suite_by_its_path(tmp_path: Path):

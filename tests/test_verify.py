@@ -89,6 +89,12 @@ def test_what_came_from_elsewhere_is_named(out: Path):
     assert "records/mine.json: not listed in SHA256SUMS" in verify.verify(out)
 
 
+@pytest.mark.parametrize("content", ["[1]", "null", '{"rows": 3}'])
+def test_what_is_no_record_is_a_finding_and_no_crash(out: Path, content: str):
+    (out / "records" / "uce.json").write_text(content)
+    assert "records/uce.json: changed since it was written" in verify.verify(out)
+
+
 def test_abandoned_work_is_not_judged(out: Path):
     half = out / "store" / "tmp" / "x"
     half.mkdir(parents=True)

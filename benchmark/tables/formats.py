@@ -17,6 +17,7 @@ from rich.text import Text
 
 from benchmark.metrics.protocols import protocol
 from benchmark.metrics.summary import ROLES
+from benchmark.stats import FEW
 from benchmark.tables.board import MEAN, Board, Row, columns
 
 MARK = {"up": "↑", "down": "↓"}
@@ -80,7 +81,8 @@ def notes(board: Board) -> list[str]:
     """What a reader must know beside the numbers, one line each."""
     rows = board["rows"]
     primary = next((r["primary"] for r in rows if r["primary"]), None)
-    lines = [f"Rates in %, by {primary}, with 95 % intervals (Wilson; means and headline: bootstrap by prompt)."]
+    few = f"by image where a role has fewer than {FEW} prompts"
+    lines = [f"Rates in %, by {primary}, with 95 % intervals (Wilson; means and headline: bootstrap by prompt, {few})."]
     if any(r["rank"] for r in rows):
         lines.append("Ranks count controls; = tied with the best method (paired permutation, Holm, p ≥ .05).")
     if any(r["strategy"] == "sequential" for r in rows):
@@ -204,9 +206,13 @@ RANKING = ("rank", "best", "p_vs_best", "tied")
 
 
 def as_csv(board: Board) -> str:
-    """The same rows, flat: intervals as `_lo` and `_hi`, metrics by their id; not available is empty."""
+    """The same rows, flat, each with what the board is of: intervals as `_lo` and `_hi`, metrics by their id.
+
+    Not available is empty.
+    """
     metrics = list(dict.fromkeys(c for r in board["rows"] for c in r["metrics"]))
-    flat = [_flat(r, metrics) for r in board["rows"]]
+    of = {k: _csv_cell(board[k]) for k in ("suite", "suite_version", "model", "form")}
+    flat = [of | _flat(r, metrics) for r in board["rows"]]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
     writer.writeheader()
@@ -282,7 +288,10 @@ def as_tex(board: Board) -> str:
     every = columns([r for _, rows in blocks for r in rows])
     heads = ["Method", *(f"{heading(c, board['rows'])} {MARK[d]}" for c, d, _ in every)]
     lines = [f"% {printable(title(board))}", "% needs \\usepackage{booktabs}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * len(every)}}}", r"\toprule", " & ".join(map(_tex, heads)) + r" \\"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * len(every)}}}", r"\toprule"]
+    if board["form"] == "embedded":  # a comment would stay behind when the table is typeset
+        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{{_tex(EMBEDDED)}}} \\")
+    lines.append(" & ".join(map(_tex, heads)) + r" \\")
     for name, rows in blocks:
         what = "mean over requests" if name == MEAN else name
         lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\textit{{{_tex(what)}}}}} \\"]

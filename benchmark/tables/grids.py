@@ -58,7 +58,7 @@ def file_name(request: str) -> str:
 def png(image: Image.Image) -> bytes:
     """The image as PNG, without times or other metadata."""
     out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
+    image.save(out, format="PNG", compress_level=6)
     return out.getvalue()
 
 
@@ -162,6 +162,7 @@ def _label_columns(
 
 def _fitted(text: str, w: int, font: Any) -> str:
     """The text, its start cut off if it is too wide: prompts end in what they ask for."""
+    text = " ".join(text.split())  # a line of text only: the font measures no more
     if font.getlength(text) <= w:
         return text
     while text and font.getlength("…" + text) > w:

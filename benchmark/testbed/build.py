@@ -115,6 +115,15 @@ def assemble(build: Build) -> None:
     temporary.rename(build.work / "weights")
 
 
+def report(build: Build) -> None:
+    """Measure the whole model: `report.json` and `MODEL_CARD.md` beside its weights."""
+    from benchmark.testbed import card
+    from benchmark.testbed import report as stage
+
+    stage.measure(build.work / "weights", build.renders("test"), build.recipe)
+    card.write(build.work / "weights", build.recipe)
+
+
 STAGES: dict[str, Callable[[Build], None]] = {
     "tokenizer": tokenizer,
     "vae": autoencoder,
@@ -123,6 +132,7 @@ STAGES: dict[str, Callable[[Build], None]] = {
     "evaluator_b": lambda build: judge(build, "b"),
     "unet": denoiser,
     "assemble": assemble,
+    "report": report,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def schedule() -> DDIMScheduler:
 
 def cached_latents(build_folder: Path, model: Path, data: Renders) -> Tensor:
     """Latents `(n, 16, 8, 8)` of all renders, encoded once."""
-    path = build_folder / "latents.npy"
+    encoder = hashlib.sha256((model / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:16]
+    path = build_folder / f"latents-{encoder}-{len(data.images)}.npy"
     if not path.exists():
         vae = AutoencoderKL.from_pretrained(model / "vae", local_files_only=True).eval()
         with (temporary := path.with_suffix(".part")).open("wb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from benchmark.backbones.load import load
 from benchmark.keys import image_seed
 from benchmark.sample import Sampler, sample
 from benchmark.testbed import autoencoder, judges
-from benchmark.testbed.artwork import Concept, build_drawings, concepts, styles
-from benchmark.testbed.data import Renders, class_names, load_renders, to_unit
+from benchmark.testbed.artwork import concepts, styles
+from benchmark.testbed.data import Renders, class_names, to_unit
 from benchmark.testbed.evaluator import Classifier, TestbedClip
 from benchmark.testbed.recipe import Recipe
 from benchmark.testbed.render import drawn_concepts
@@ -143,40 +142,13 @@ def by_group(model: Classifier, test: Renders) -> dict[str, float]:
     return {g: round(float(right[groups == g].mean()), 4) for g in dict.fromkeys(groups.tolist())}
 
 
-def weakest(found: dict[str, float], count: int = 12) -> dict[str, float]:
-    """The lowest entries, lowest first."""
-    return dict(sorted(found.items(), key=lambda item: item[1])[:count])
-
-
-def groups_of() -> dict[str, list[Concept]]:
-    """Drawn concepts by group."""
-    table: dict[str, list[Concept]] = {}
-    for c in drawn_concepts():
-        table.setdefault(c.group, []).append(c)
-    return table
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Write `report.json` beside the weights, and print what stands out."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--node-modules", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--per-concept", type=int, default=8)
-    options = parser.parse_args(arguments)
-    recipe = Recipe.load()
-    torch.set_num_threads(recipe["threads"])
-    drawings = build_drawings(options.node_modules, options.work / "drawings")
-    test = load_renders("test", recipe["renders"]["test"], recipe["seed"], drawings, options.work / "renders")
-    wanted = asks(options.per_concept)
-    generated = shares(wanted, judged(options.weights, generate(str(options.weights), wanted)))
+def measure(weights: Path, test: Renders, recipe: Recipe, per_concept: int = 8) -> dict[str, Any]:
+    """Measure the model in `weights` and write its `report.json`; what stands out is printed."""
+    wanted = asks(per_concept)
+    generated = shares(wanted, judged(weights, generate(str(weights), wanted)))
     report = {"model": recipe["name"], "guidance": SAMPLER.guidance, "steps": SAMPLER.steps, "generated": generated}
-    report["renders"] = on_renders(options.weights, test)
-    (options.weights / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    report["renders"] = on_renders(weights, test)
+    (weights / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shown = {k: v for k, v in generated.items() if k not in ("concept", "synonyms")}
-    print(json.dumps({**shown, "weakest": weakest(generated["concept"]), "renders": report["renders"]}, indent=1))
-    print(json.dumps(weakest(generated["synonyms"])))
-
-
-if __name__ == "__main__":
-    main()
+    print(json.dumps({**shown, "renders": report["renders"]}, indent=1), flush=True)
+    return report

@@ -1,0 +1,117 @@
+"""The embedded model's card: what it is made of, how good it is, and the hashes by which it is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.testbed.artwork import concepts, packages
+from benchmark.testbed.recipe import Recipe
+
+LICENCES = {
+    "@iconify-json/twemoji": "CC-BY-4.0, Twitter and contributors",
+    "@iconify-json/noto": "Apache-2.0, Google",
+    "@iconify-json/fluent-emoji-flat": "MIT, Microsoft",
+    "@iconify-json/fluent-emoji": "MIT, Microsoft",
+    "@iconify-json/fluent-emoji-high-contrast": "MIT, Microsoft",
+    "@dicebear/open-peeps": "design CC0-1.0, Pablo Stanley; code MIT",
+    "@dicebear/core": "MIT",
+}
+
+
+def hashes(weights: Path) -> dict[str, str]:
+    """SHA-256 of every weight file, by its path within the model."""
+    found = sorted(weights.rglob("*.safetensors"))
+    return {p.relative_to(weights).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def judged(made: Mapping[str, Any]) -> str:
+    """Generated images by group, asked for by name and by synonym."""
+    rows = [(g, f"{100 * v:.1f}", _share(made["synonym"].get(g))) for g, v in made["group"].items()]
+    return table(["group", "asked by name", "asked by synonym"], rows)
+
+
+def on_renders(real: Mapping[str, Any]) -> str:
+    """The evaluators on held-out renders."""
+    heads = ("object", "style", "background")
+    return table(["judge", *heads], [(k, *(f"{100 * v[h]:.2f}" for h in heads)) for k, v in real["evaluators"].items()])
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def listed(values: Mapping[str, float]) -> str:
+    """`airplane 97.5, bird 91.0`."""
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
+
+
+def card(recipe: Recipe, report: Mapping[str, Any], weights: Path, notes: str) -> str:
+    """MODEL_CARD.md, from the measured report."""
+    made, real = report["generated"], report["renders"]
+    weakest = dict(sorted(made["concept"].items(), key=lambda item: item[1])[:10])
+    splits = {s: ", ".join(c.name for c in concepts() if c.split == s) for s in ("validation", "test")}
+    artwork = [(name, version, LICENCES.get(name, "see its package")) for name, version in packages().items()]
+    return f"""# Model card: {recipe["name"]}
+
+A small text-to-image model of Stable Diffusion's architecture, trained from scratch on freely licensed artwork so that
+erasure methods, suites and metrics run on any machine. **Its numbers say how a method behaves on this model; they are
+not comparable with numbers on Stable Diffusion or FLUX.** It knows icons and invented faces at 64×64 pixels, nothing else.
+
+{notes}
+## Quality, as measured
+
+Guidance {report["guidance"]}, {report["steps"]} DDIM steps, {made["images"]} generated images, judged by evaluator A among
+all {len(made["concept"])} drawn concepts (top-1, %).
+
+{judged(made)}
+
+Weakest concepts: {listed(weakest)}.
+
+Style asked for and found (style head of A): {listed(made["style"])};
+the object in those images: {100 * made["object_in_style"]:.1f}.
+
+Agreement on generated images: A and B {100 * made["agree_a_b"]:.1f} %, A and the in-domain CLIP
+{100 * made["agree_a_clip"]:.1f} %.
+
+Judges on test renders that no stage has seen (top-1, %):
+
+{on_renders(real)}
+
+Evaluator A by group: {listed(real["evaluator_a_by_group"])}.
+In-domain CLIP, zero-shot over all concepts: {100 * real["clip_zero_shot"]:.1f}.
+Autoencoder: PSNR {real["psnr_db"]:.1f} dB.
+
+## Use of concepts
+
+Presets of methods are chosen on *validation* concepts only; suites draw what they erase from the *test* ones.
+
+- validation: {splits["validation"]}
+- test: {splits["test"]}
+
+## Artwork
+
+{table(["package", "version", "licence"], artwork)}
+
+Judges are trained on renders of this artwork only, never on generated images. Train, validation and test renders come
+from disjoint ranges of render seeds (position, size, flip, background shade); the drawings themselves are shared.
+
+## Weights (float16 safetensors, SHA-256)
+
+{table(["file", "hash"], list(hashes(weights).items()))}
+"""
+
+
+def write(weights: Path, recipe: Recipe, notes: str = "") -> None:
+    """Write the card of the model in `weights` from its `report.json`; `notes` on its making go in as they are."""
+    report = json.loads((weights / "report.json").read_text(encoding="utf-8"))
+    (weights / "MODEL_CARD.md").write_text(card(recipe, report, weights, notes), encoding="utf-8")
