@@ -365,8 +365,8 @@ def _say(what: Any) -> None:
 
 def main() -> None:
     """The console script."""
-    # Before torch is imported: threads that wait sleep, for a spinning one on a busy machine costs more than it saves.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is imported: threads that wait spin for some microseconds only, for the sake of busy machines.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmark.errors import BadInput
 
 THREADS = 2
-"""Fixed, not one a core: sums over other numbers of threads end in other bits, and boards shall be the same anywhere."""
+"""Fixed, not one a core: sums over other numbers of threads end in other bits; boards shall be the same anywhere."""
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 Kind = Literal["cpu", "cuda"]

@@ -124,8 +124,8 @@ def device() -> list[Check]:
         import torch
     except Exception as error:  # a broken install fails in many ways; each is worth its own words
         return [Check("device", "torch", "wrong", f"cannot be imported: {type(error).__name__}: {error}")]
-    waiting = os.environ.get("OMP_WAIT_POLICY", "unset")
-    threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores, OMP_WAIT_POLICY={waiting}"
+    waiting = os.environ.get("GOMP_SPINCOUNT", "unset")
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores, GOMP_SPINCOUNT={waiting}"
     return [Check("device", "accelerator", "ok", _accelerator(torch)), Check("device", "threads", "ok", threads)]
 
 

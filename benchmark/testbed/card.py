@@ -65,13 +65,14 @@ def card(recipe: Recipe, report: Mapping[str, Any], weights: Path, notes: str) -
 
 A small text-to-image model of Stable Diffusion's architecture, trained from scratch on freely licensed artwork so that
 erasure methods, suites and metrics run on any machine. **Its numbers say how a method behaves on this model; they are
-not comparable with numbers on Stable Diffusion or FLUX.** It knows icons and invented faces at 64×64 pixels, nothing else.
+not comparable with numbers on Stable Diffusion or FLUX.** It knows icons and invented
+faces at 64×64 pixels, nothing else.
 
 {notes}
 ## Quality, as measured
 
-Guidance {report["guidance"]}, {report["steps"]} DDIM steps, {made["images"]} generated images, judged by evaluator A among
-all {len(made["concept"])} drawn concepts (top-1, %).
+Guidance {report["guidance"]}, {report["steps"]} DDIM steps, {made["images"]} generated images, judged by evaluator A
+among all {len(made["concept"])} drawn concepts (top-1, %).
 
 {judged(made)}
 
