@@ -26,6 +26,12 @@ def fetch(plan: Plan, *, download: Download | None = None) -> list[str]:
     return folders
 
 
+def enough(plan: Plan) -> bool:
+    """Whether the model's weights are all that the plan lacks: else gigabytes would arrive and nothing could run."""
+    weights = _lacks_model(plan)
+    return weights is not None and missing(plan) == [weights]
+
+
 def _lacks_model(plan: Plan) -> dict[str, Any] | None:
     return models.missing(str(plan.model.folder or plan.model.name))
 

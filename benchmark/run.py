@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from benchmark import device, keys, record
 from benchmark.errors import BadInput, Damaged, Missing
-from benchmark.fetch import fetch
+from benchmark.fetch import enough, fetch
 from benchmark.plan import Cell, Pair, Plan, make_plan, missing
 from benchmark.progress import Progress, Stage
 from benchmark.store import Store
@@ -61,7 +61,7 @@ def execute(options: RunOptions) -> int:
     if options.executor != "local":
         raise BadInput(f"--executor: this version has local only, got {options.executor}; spread work with --shard i/n")
     plan = settled(options)
-    if options.download and missing(plan):
+    if options.download and enough(plan):
         fetch(plan)
         plan = settled(options)
     _check_there(plan)

@@ -10,6 +10,7 @@ import pytest
 from benchmark import fetch as fetching
 from benchmark.errors import BadInput, Missing
 from benchmark.plan import make_plan
+from benchmark.run import RunOptions, execute
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,15 @@ def test_only_the_model_is_asked_for_and_no_pickle():
         fetching.fetch(make_plan("objects", model="sd14"), download=download)
     assert [hub for hub, _ in asked] == ["CompVis/stable-diffusion-v1-4"]
     assert not any(p.endswith((".bin", ".ckpt", ".pt")) for p in asked[0][1])
+
+
+def test_a_run_downloads_nothing_if_it_could_not_run_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Weights of Stable Diffusion alone give no board: the judge is lacking too."""
+    monkeypatch.setattr(fetching, "snapshot", lambda hub, patterns: pytest.fail("downloaded"))
+    assert not fetching.enough(make_plan("objects", model="sd14"))
+    with pytest.raises(Missing, match="clip-vitb32"):
+        execute(RunOptions(suite="objects", model="sd14", out=tmp_path / "out", download=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_downloaded_when_all_is_there():
