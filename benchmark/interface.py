@@ -33,6 +33,8 @@ class Target:
     """What erased prompts should map to: a superclass or a neutral phrase; "" is the empty prompt."""
     synonyms: tuple[str, ...] = ()
     """Other names. Papers test on them, so a method that reads them says so in its docstring."""
+    adjacent: tuple[str, ...] = ()
+    """Its nearest concepts, nearest first, as frozen in the data set; () where none were computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class Request:
 
     erase: tuple[Target, ...]
     keep: tuple[str, ...] = ()
+    general: tuple[str, ...] = ()
+    """Prompts that name no concept of the request, for methods that hold on to general ability (captions, in papers)."""
     seed: int = 0
     """Training seed: with the backbone and the fields of the method it fixes the edit."""
     given: Mapping[str, Edit] = field(default_factory=lambda: MappingProxyType({}))

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmark.backbones.base import Counts, Layer, Part
+from benchmark.backbones.base import Change, Counts, Layer, Part
+from benchmark.errors import BadInput, did_you_mean
 
 # --- text -----------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,57 @@ def _kind(module: nn.Module) -> Literal["linear", "conv", "norm", "other"]:
     if isinstance(module, nn.Conv2d):
         return "conv"
     return "norm" if "Norm" in type(module).__name__ else "other"
+
+
+class Substitutes:
+    """Tensors that a denoiser computes with in place of its own, while blocks of `substituted` run."""
+
+    def __init__(self, component: str) -> None:
+        self._prefix = f"{component}."
+        self._now: dict[str, Tensor] = {}
+
+    @contextmanager
+    def given(self, denoiser: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Use `tensors` until the block ends."""
+        before, self._now = self._now, {**self._now, **self._checked(denoiser, tensors)}
+        try:
+            yield
+        finally:
+            self._now = before
+
+    def _checked(self, denoiser: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = dict(denoiser.named_parameters())
+        short = {name.removeprefix(self._prefix): tensor for name, tensor in tensors.items()}
+        for (name, tensor), key in zip(tensors.items(), short, strict=True):
+            if not name.startswith(self._prefix) or key not in own:
+                raise BadInput(did_you_mean(name, [self._prefix + k for k in own], "tensor of the denoiser"))
+            if tensor.shape != own[key].shape:
+                raise BadInput(f"expected {name} of shape {tuple(own[key].shape)}, got {tuple(tensor.shape)}")
+        return short
+
+    def call(self, denoiser: nn.Module, *args: Any, **options: Any) -> Any:
+        """The denoiser's output."""
+        if not self._now:
+            return denoiser(*args, **options)
+        return torch.func.functional_call(denoiser, self._now, args, options)
+
+
+@contextmanager
+def attached(modules: Mapping[str, nn.Module], changes: Mapping[str, Change]) -> Iterator[None]:
+    """Pass the outputs of the named modules through their changes until the block ends."""
+    for name in changes:
+        if name not in modules:
+            raise BadInput(did_you_mean(name, modules, "projection"))
+
+    def hook(change: Change) -> Any:
+        return lambda module, inputs, output: change(inputs[0], output)
+
+    handles = [modules[name].register_forward_hook(hook(change)) for name, change in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --- work -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, final
@@ -84,6 +84,10 @@ class Layer:
     """Names of its parameters in `Backbone.tensors()`."""
 
 
+Change = Callable[[Tensor, Tensor], Tensor]
+"""What an attached module makes of a projection: `(input, output) -> new output`, `(batch, length, …)` each."""
+
+
 class Backbone(abc.ABC):
     """A loaded model in eval mode, without gradients. All latents, times and predictions are the model's own."""
 
@@ -156,6 +160,27 @@ class Backbone(abc.ABC):
     @abc.abstractmethod
     def student(self) -> Backbone:
         """A copy that has a denoiser of its own and shares everything else."""
+
+    @abc.abstractmethod
+    def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """While the block runs, the denoiser computes with `tensors` (names of `tensors()`) in place of its own.
+
+        Gradients flow to what is given, so weights are trained without a second copy of the model: pass leaves, or
+        a weight plus its low-rank change. The model's own tensors are never written. Blocks nest; the innermost counts.
+        Backward may run after the block. `BadInput` for a name that the denoiser does not have, or another shape.
+        """
+
+    @abc.abstractmethod
+    def attached(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
+        """While the block runs, the output of each named projection (see `projections`) goes through its change."""
+
+    @abc.abstractmethod
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
+        """While the block runs, every prediction appends its cross-attention maps, softmax(QKᵀ/√d), to the list.
+
+        One float32 map `(batch, heads, pixels, length)` a layer, in module order; differentiable. `BadInput` for a
+        family without cross-attention proper.
+        """
 
     @abc.abstractmethod
     def counting(self) -> AbstractContextManager[Counts]:

@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from benchmark.backbones import _shared
-from benchmark.backbones.base import Backbone, Counts, Embedding, Layer, Part, Projection
+from benchmark.backbones.base import Backbone, Change, Counts, Embedding, Layer, Part, Projection
 from benchmark.errors import BadInput
 from benchmark.interface import Family
 
@@ -67,6 +67,7 @@ class FluxBackbone(Backbone):
         self._scheduler = _euler(scheduler)
         self._shape(size)
         self._meter = _shared.Meter()
+        self._substitutes = _shared.Substitutes("transformer")
 
     def _shape(self, size: tuple[int, int] | None) -> None:
         config = self._vae.config
@@ -130,7 +131,8 @@ class FluxBackbone(Backbone):
         """See the base; the velocity, noise − image."""
         positions = torch.zeros(text.tokens.shape[1], 3, device=self.device, dtype=x.dtype)
         guided = self._transformer.config.guidance_embeds
-        out = self._transformer(
+        out = self._substitutes.call(
+            self._transformer,
             hidden_states=x,
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,
@@ -227,7 +229,25 @@ class FluxBackbone(Backbone):
         """See the base."""
         twin = copy.copy(self)
         twin._transformer = copy.deepcopy(self._transformer)
+        twin._substitutes = _shared.Substitutes("transformer")
         return twin
+
+    def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """See the base."""
+        return self._substitutes.given(self._transformer, tensors)
+
+    def attached(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
+        """See the base; the two maps through which text enters. The pooled one's input is `(batch, dim)`."""
+        first = "transformer.time_text_embed.text_embedder.linear_1.weight"
+        readers = {
+            "transformer.context_embedder.weight": self._transformer.context_embedder,
+            first: self._transformer.time_text_embed.text_embedder.linear_1,
+        }
+        return _shared.attached(readers, changes)
+
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
+        """`BadInput`: image and text attend jointly here."""
+        raise BadInput(f"{self.name} has joint attention of image and text, not cross-attention: it has no such maps")
 
     def counting(self) -> AbstractContextManager[Counts]:
         """See the base."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, final
 
 import torch
@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from benchmark.backbones import _shared
-from benchmark.backbones.base import Backbone, Counts, Embedding, Layer, Part, Projection
+from benchmark.backbones.base import Backbone, Change, Counts, Embedding, Layer, Part, Projection
 from benchmark.errors import BadInput
 from benchmark.interface import Family
 
@@ -54,6 +54,7 @@ class UNetBackbone(Backbone):
         _check_channels(unet.config, vae.config)
         self._shape(size)
         self._meter = _shared.Meter()
+        self._substitutes = _shared.Substitutes("unet")
 
     def _shape(self, size: tuple[int, int] | None) -> None:
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
@@ -96,7 +97,8 @@ class UNetBackbone(Backbone):
 
     def predict(self, x: Tensor, t: Tensor, text: Embedding) -> Tensor:
         """See the base; the noise, also for a model that was trained to predict v."""
-        out = self._meter.denoiser(self._unet(x, t, encoder_hidden_states=text.tokens, return_dict=False)[0])
+        out = self._substitutes.call(self._unet, x, t, encoder_hidden_states=text.tokens, return_dict=False)[0]
+        out = self._meter.denoiser(out)
         if self._scheduler.config.prediction_type == "epsilon":
             return out
         alpha, sigma = self._alpha_sigma(t, x)
@@ -159,11 +161,56 @@ class UNetBackbone(Backbone):
         """See the base."""
         twin = copy.copy(self)
         twin._unet = copy.deepcopy(self._unet)
+        twin._substitutes = _shared.Substitutes("unet")
         return twin
+
+    def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """See the base."""
+        return self._substitutes.given(self._unet, tensors)
+
+    def attached(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
+        """See the base; keys and values of the cross-attentions."""
+        readers = {
+            p.name: self._unet.get_submodule(p.name.split(".", 1)[1].removesuffix(".weight"))
+            for p in self.projections()
+        }
+        return _shared.attached(readers, changes)
+
+    @contextmanager
+    def attention_maps(self) -> Iterator[list[Tensor]]:
+        """See the base; `attn2` of every block, in module order."""
+        maps: list[Tensor] = []
+        readers = [module for name, module in self._unet.named_modules() if name.endswith(".attn2")]
+        before = [module.processor for module in readers]
+        try:
+            for module in readers:
+                module.set_processor(_Recorder(maps))
+            yield maps
+        finally:
+            for module, processor in zip(readers, before, strict=True):
+                module.set_processor(processor)
 
     def counting(self) -> AbstractContextManager[Counts]:
         """See the base."""
         return self._meter.counting()
+
+
+class _Recorder:
+    """Cross-attention with its probabilities kept: what diffusers' own processors compute, without the fused kernel."""
+
+    def __init__(self, maps: list[Tensor]) -> None:
+        self._maps = maps
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for part in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        )
+        weights = (query.float() @ key.float().transpose(-1, -2) * attn.scale).softmax(-1)
+        self._maps.append(weights)
+        out = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        result: Tensor = attn.to_out[1](attn.to_out[0](out))
+        return result
 
 
 def _ddim(config: Mapping[str, Any]) -> Any:
