@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE := $(if $(DOWNLOAD),0,1)
 .PHONY: help setup bench test check testbed tables regress baseline perf docs
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it (uv if there is one, else venv and pip)
 
@@ -65,12 +65,18 @@ check: setup ## what CI runs: lint, types, tests
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-testbed: setup ## train the embedded model anew under runs/testbed (npm for the artwork; hours on a CPU, and it resumes)
-	@command -v npm >/dev/null || { echo "make testbed fetches its artwork with npm, which is not here; install Node.js" >&2; exit 3; }
-	@mkdir -p $(WORK) && cp benchmark/testbed/package.json $(WORK)
-	@npm install --prefix $(WORK) --silent --ignore-scripts --no-audit --no-fund
+testbed: artwork ## train the embedded model anew under runs/testbed (npm for the artwork; hours on a CPU, and it resumes)
 	@$(BIN)/python -m benchmark.testbed.build --node-modules $(WORK)/node_modules --work $(WORK) $(ARGS)
 	@echo "To ship the result: replace benchmark/testbed/weights by $(WORK)/weights, then make check" >&2
+
+testbed-data: artwork ## contact sheets of what the embedded model is trained on, under runs/testbed/sheets
+	@$(BIN)/python -m benchmark.testbed.build --node-modules $(WORK)/node_modules --work $(WORK) data
+
+.PHONY: artwork testbed-data
+artwork: setup
+	@command -v npm >/dev/null || { echo "the artwork is fetched with npm, which is not here; install Node.js" >&2; exit 3; }
+	@mkdir -p $(WORK) && cp benchmark/testbed/package.json $(WORK)
+	@npm install --prefix $(WORK) --silent --ignore-scripts --no-audit --no-fund
 
 # Named in the design, not built yet: said so instead of doing something else.
 tables regress baseline perf docs:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from benchmark.testbed.data import Renders, to_unit
-from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator
+from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator, work_device
 
 
 def build(recipe: Recipe) -> AutoencoderKL:
@@ -32,22 +32,22 @@ def build(recipe: Recipe) -> AutoencoderKL:
 
 def train(recipe: Recipe, data: Renders, folder: Path) -> AutoencoderKL:
     """Reconstruction (L1 + 4·L2) and KL to the unit Gaussian, on crops first; then latents normalised per channel."""
-    plan, device = recipe["autoencoder"], torch.device("cpu")
-    model = build(recipe)
+    plan, device = recipe["autoencoder"], work_device()
+    model = build(recipe).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), plan["rate"], betas=(0.9, 0.99), weight_decay=1e-3)
     half = native_bfloat16(device)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(recipe["seed"], "autoencoder", step)
         rows = torch.randint(len(data.images), (plan["batch"],), generator=generator)
-        images = to_unit(data.images[rows.sort().values.numpy()]) * 2 - 1
+        images = (to_unit(data.images[rows.sort().values.numpy()]) * 2 - 1).to(device)
         if step < plan["crops"] * plan["steps"]:
             images = crop(images, 32, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             moments = model.quant_conv(model.encoder(images)).float()
             mean, logvar = moments.chunk(2, dim=1)
             logvar = logvar.clamp(-20, 10)
-            z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
+            z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator).to(device)
             output = model.decoder(model.post_quant_conv(z)).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         error = output - images
@@ -57,7 +57,7 @@ def train(recipe: Recipe, data: Renders, folder: Path) -> AutoencoderKL:
 
     stage = Stage("autoencoder", folder, model, optimizer)
     stage.run(plan["steps"], loss_at, lambda s: rate_at(s, plan["steps"], plan["rate"], 200, 0.4))
-    normalise(model.eval(), data)
+    normalise(model.cpu().eval(), data)
     return model
 
 

@@ -124,7 +124,25 @@ def report(build: Build) -> None:
     card.write(build.work / "weights", build.recipe)
 
 
+def data(build: Build) -> None:
+    """Contact sheets of the renders, in `work/sheets`."""
+    from benchmark.testbed import sheets
+
+    drawings = build_drawings(build.node_modules, build.work / "drawings")
+    for path in sheets.of_renders(drawings, build.work / "sheets"):
+        print(path, flush=True)
+
+
+def samples(build: Build) -> None:
+    """Contact sheets of what the finished model draws, in `work/sheets`."""
+    from benchmark.testbed import sheets
+
+    for path in sheets.of_samples(build.work / "weights", build.work / "sheets"):
+        print(path, flush=True)
+
+
 STAGES: dict[str, Callable[[Build], None]] = {
+    "data": data,
     "tokenizer": tokenizer,
     "vae": autoencoder,
     "clip": clip,
@@ -133,6 +151,7 @@ STAGES: dict[str, Callable[[Build], None]] = {
     "unet": denoiser,
     "assemble": assemble,
     "report": report,
+    "samples": samples,
 }
 
 

@@ -13,7 +13,7 @@ from benchmark.testbed.artwork import Concept, concepts, styles
 from benchmark.testbed.render import BACKGROUNDS, Record
 
 SYNONYM, ANCHOR, IMPLIED = 0.3, 0.06, 0.12  # share of captions, each of those that can have it
-STYLE, STYLE_ONLY, BACKGROUND = 0.5, 0.03, 0.5
+STYLE, STYLE_ONLY, BACKGROUND = 0.75, 0.08, 0.5
 
 # (share, template); the caption's own grammar: `{a}` is a or an.
 OBJECT_TEMPLATES: tuple[tuple[float, str], ...] = (

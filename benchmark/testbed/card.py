@@ -40,6 +40,24 @@ def judged(made: Mapping[str, Any]) -> str:
     return table(["group", "asked by name", "asked by synonym"], rows)
 
 
+def hurt(found: Mapping[str, Any]) -> str:
+    """What a crude edit of one bird leaves of it, of the other birds, and of far concepts."""
+    rows = [
+        (bird, *(f"{100 * b[p]['before']:.0f} → {100 * b[p]['after']:.0f}" for p in ("itself", "near", "far")))
+        for bird, b in found["birds"].items()
+    ]
+    mean = [f"{100 * found[p]['before']:.1f} → {100 * found[p]['after']:.1f}" for p in ("itself", "near", "far")]
+    return table(["erased", "itself", "other birds", "flowers and objects"], [*rows, ("mean", *mean)])
+
+
+def together(found: Mapping[str, Any]) -> str:
+    """Whether neighbours of fine-grained concepts are of their own group."""
+    whole, inside = (f"{100 * found[key]:.0f} %" for key in ("whole", "inside"))
+    return f"""Concept Neighbourhood (mean embedding of the in-domain CLIP on the images above, cosine, among all drawn
+concepts): for {whole} of the {found["targets"]} birds, pets and flowers all {found["top"]} nearest are of the same
+group; {inside} of the neighbours are."""
+
+
 def on_renders(real: Mapping[str, Any]) -> str:
     """The evaluators on held-out renders."""
     heads = ("object", "style", "background")
@@ -48,6 +66,10 @@ def on_renders(real: Mapping[str, Any]) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in values.items())
 
 
 def listed(values: Mapping[str, float]) -> str:
@@ -84,7 +106,29 @@ the object in those images: {100 * made["object_in_style"]:.1f}.
 Agreement on generated images: A and B {100 * made["agree_a_b"]:.1f} %, A and the in-domain CLIP
 {100 * made["agree_a_clip"]:.1f} %.
 
-Judges on test renders that no stage has seen (top-1, %):
+Commonest mistakes on images asked for by name: {", ".join(f"{k} ({n})" for k, n in made["confused"].items())}.
+
+Distance of generated images from held-out renders: testbed-fid {made["fid"]["generated"]} with {made["fid"]["images"]}
+images against {made["fid"]["reference"]} renders; as many test renders score {made["fid"]["renders"]}.
+
+Images of one prompt under different seeds differ by {made["seeds"]["pixels"]} levels of 255 in the mean (at least
+{made["seeds"]["pixels_least"]}); in A's features by {made["seeds"]["features"]} (1 − cosine), where images of different
+concepts differ by {made["seeds"]["features_other_concepts"]}.
+
+## What a crude edit does
+
+One bird erased without care ({report["damage"]["method"]} with {_fields(report["damage"]["fields"])}): images still
+recognised, before → after (%), {report["damage"]["images"]} a concept.
+
+{hurt(report["damage"])}
+
+## Neighbours
+
+{together(report["neighbours"])}
+
+## Judges
+
+On test renders that no stage has seen (top-1, %):
 
 {on_renders(real)}
 
@@ -112,7 +156,9 @@ from disjoint ranges of render seeds (position, size, flip, background shade); t
 """
 
 
-def write(weights: Path, recipe: Recipe, notes: str = "") -> None:
-    """Write the card of the model in `weights` from its `report.json`; `notes` on its making go in as they are."""
+def write(weights: Path, recipe: Recipe) -> None:
+    """Write the card of the model in `weights` from its `report.json`; `HISTORY.md`, where there is one, goes in."""
+    history = weights / "HISTORY.md"
+    notes = history.read_text(encoding="utf-8") if history.exists() else ""
     report = json.loads((weights / "report.json").read_text(encoding="utf-8"))
     (weights / "MODEL_CARD.md").write_text(card(recipe, report, weights, notes), encoding="utf-8")

@@ -16,7 +16,7 @@ from benchmark.testbed.artwork import Concept
 from benchmark.testbed.captions import caption
 from benchmark.testbed.data import Renders, class_names, to_unit
 from benchmark.testbed.evaluator import TestbedClip
-from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator
+from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator, work_device
 from benchmark.testbed.render import Record, drawn_concepts
 from benchmark.testbed.tokens import load_tokenizer
 
@@ -81,6 +81,27 @@ def agreement(meanings: Sequence[Meaning], labels: dict[str, Tensor]) -> Tensor:
     return fits.float()
 
 
+VEHICLES = ("airplane", "automobile", "ship", "truck")
+
+
+def kin_of(concept: Concept) -> str:
+    """The family of a concept: what it is near to. Objects have none of their own and are near to nothing."""
+    if concept.group == "object":
+        return concept.name
+    if concept.group == "cifar":
+        return "vehicle" if concept.name in VEHICLES else "animal"
+    return concept.group
+
+
+def kinship(meanings: Sequence[Meaning], labels: dict[str, Tensor]) -> Tensor:
+    """Which captions name a relative of what which image shows: `(images, captions)` floats of 0 and 1."""
+    kin = [kin_of(c) for c in drawn_concepts()]
+    numbers = torch.tensor([sorted(set(kin)).index(k) for k in kin])
+    said = torch.tensor([m.object for m in meanings])
+    related = numbers[labels["object"]][:, None] == numbers[said.clamp(min=0)][None, :]
+    return (related & (said >= 0)[None, :]).float()
+
+
 def contrastive(logits: Tensor, fits: Tensor) -> Tensor:
     """Symmetric cross-entropy with all fitting pairs as targets (Radford et al. 2021, figure 3, with soft targets)."""
     rows = -(fits / fits.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
@@ -117,38 +138,54 @@ def _aid(heads: nn.ModuleDict, embedding: Tensor, labels: dict[str, Tensor]) -> 
 
 
 def train(recipe: Recipe, data: Renders, model: Path, checkpoints: Path, out: Path) -> None:
-    """Train both towers; leave them in `out` (image tower, projections) and `out/text_encoder`."""
-    plan, size = recipe["clip"], recipe["text"]["projection"]
+    """Train both towers; leave them in `out` (image tower, projections) and `out/text_encoder`.
+
+    Two phases: captions against images; then `kin` steps in which captions that name a relative (another bird for a
+    bird) fit a little too, so that concepts of a kind lie together, as they do for encoders that have read much.
+    """
+    plan, size, device = recipe["clip"], recipe["text"]["projection"], work_device()
     tokenizer = load_tokenizer(model / "tokenizer")
     torch.manual_seed(recipe["seed"] + 2)
-    trained = Trained(TestbedClip(build_text(recipe, tokenizer), {"image": {"dim": size}}), Aids(size)).train()
+    trained = (
+        Trained(TestbedClip(build_text(recipe, tokenizer), {"image": {"dim": size}}), Aids(size)).train().to(device)
+    )
     optimizer = torch.optim.AdamW(trained.parameters(), plan["rate"], betas=(0.9, 0.98), weight_decay=0.02)
     labels = {h: data.labels(h) for h in HEADS}
-    half = native_bfloat16(torch.device("cpu"))
+    half = native_bfloat16(device)
 
-    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = step_generator(recipe["seed"], "clip", step)
+    def loss_at(step: int, phase: str = "clip", relatives: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+        generator = step_generator(recipe["seed"], phase, step)
         rows = torch.randint(len(data.images), (plan["batch"],), generator=generator).sort().values
         rng = np.random.default_rng(generator.initial_seed())
         records = [data.records[i] for i in rows.tolist()]
         texts = [caption(r, rng) for r in records]
         said = [meaning(t, r) for t, r in zip(texts, records, strict=True)]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            output = trained.clip(to_unit(data.images[rows.numpy()]), ids)
-        batch = {h: labels[h][rows] for h in HEADS}
-        stated = {h: torch.tensor([getattr(m, h) for m in said]) for h in HEADS}
-        fits = agreement(said, batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            output = trained.clip(to_unit(data.images[rows.numpy()]).to(device), ids.to(device))
+        known = {h: labels[h][rows] for h in HEADS}
+        fits = agreement(said, known).to(device)
+        batch = {h: label.to(device) for h, label in known.items()}
+        stated = {h: torch.tensor([getattr(m, h) for m in said], device=device) for h in HEADS}
         scale = trained.clip.logit_scale.exp().clamp(max=100)
         image, text = output["image"].float(), output["text"].float()
-        pair = contrastive(scale * image @ text.T, fits)
+        wanted = fits if not relatives else fits.maximum(relatives * kinship(said, known).to(device))
+        pair = contrastive(scale * image @ text.T, wanted)
         aid = _aid(trained.aids.image, 8 * image, batch) + _aid(trained.aids.text, 8 * text, stated)
         right = fits[torch.arange(len(rows)), (image @ text.T).argmax(1)].mean()
         return pair + 0.3 * aid, {"pair": float(pair.detach()), "aid": float(aid.detach()), "right": float(right)}
 
     stage = Stage("clip", checkpoints, trained, optimizer)
     stage.run(plan["steps"], loss_at, lambda s: rate_at(s, plan["steps"], plan["rate"], 150, 0.5))
-    trained.clip.eval().save(out, text=True)
+    kin = recipe["kin"]
+    second = torch.optim.AdamW(trained.parameters(), kin["rate"], betas=(0.9, 0.98), weight_decay=0.02)
+    stage = Stage("kin", checkpoints, trained, second)
+    stage.run(
+        kin["steps"],
+        lambda step: loss_at(step, "kin", kin["share"]),
+        lambda s: rate_at(s, kin["steps"], kin["rate"], 50, 0.5),
+    )
+    trained.clip.cpu().eval().save(out, text=True)
 
 
 @torch.no_grad()

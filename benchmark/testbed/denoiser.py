@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from benchmark.testbed import autoencoder
 from benchmark.testbed.captions import caption
 from benchmark.testbed.data import Renders
-from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator
+from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator, work_device
 from benchmark.testbed.tokens import load_tokenizer
 
 
@@ -72,35 +72,35 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float) -> Tensor:
 
 def train(recipe: Recipe, data: Renders, model: Path, work: Path, out: Path) -> None:
     """Train on cached latents and fresh captions; save the averaged weights."""
-    plan = recipe["denoiser"]
+    plan, device = recipe["denoiser"], work_device()
     latents = cached_latents(work, model, data)
     tokenizer = load_tokenizer(model / "tokenizer")
     text = CLIPTextModel.from_pretrained(model / "clip" / "text_encoder", dtype=torch.float32, local_files_only=True)
-    text.train(False)
-    alphas = schedule().alphas_cumprod
+    text.train(False).to(device)
+    alphas = schedule().alphas_cumprod.to(device)
     weight = min_snr_weight(alphas, plan["snr"])
-    unet = build(recipe).train()
+    unet = build(recipe).train().to(device)
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), plan["rate"], betas=(0.9, 0.99), weight_decay=0.01)
-    half = native_bfloat16(torch.device("cpu"))
+    half = native_bfloat16(device)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(recipe["seed"], "denoiser", step)
         rng = np.random.default_rng(generator.initial_seed())
         rows = torch.randint(len(latents), (plan["batch"],), generator=generator)
-        x = latents[rows]
+        x = latents[rows].to(device)
         texts = ["" if rng.random() < plan["drop"] else caption(data.records[i], rng) for i in rows.tolist()]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
-            hidden = text(input_ids=ids).last_hidden_state
-        t = torch.randint(1000, (len(x),), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
+            hidden = text(input_ids=ids.to(device)).last_hidden_state
+        t = torch.randint(1000, (len(x),), generator=generator).to(device)
+        noise = torch.randn(x.shape, generator=generator).to(device)
         a = alphas[t][:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             guess = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, hidden).sample
         error = (guess.float() - noise).square().mean((1, 2, 3))
         return (weight[t] * error).mean(), {"mse": float(error.detach().mean())}
 
     stage = Stage("denoiser", work / "checkpoints", unet, optimizer, average, decay=plan["ema"])
     stage.run(plan["steps"], loss_at, lambda s: rate_at(s, plan["steps"], plan["rate"], plan["warmup"], plan["decay"]))
-    average.save_pretrained(out)
+    average.cpu().save_pretrained(out)

@@ -303,8 +303,10 @@ class TestbedEvaluator(Evaluator):
         return np.concatenate(chunks) if chunks else np.zeros((0, self.clip.image.config["dim"]), np.float32)
 
     def reference(self, concepts: Sequence[str]) -> Array:
-        """Features `(m, 144)`, float64, of the held-out renders of these concepts."""
+        """Features `(m, 144)`, float64, of the held-out renders of these concepts; of all where none is named."""
         features, classes = self._reference
+        if not concepts:
+            return features.astype(np.float64)
         unknown = [c for c in concepts if c not in self.classes["object"]]
         if unknown:
             raise BadInput(f"evaluator {self.id!r}: " + did_you_mean(unknown[0], self.classes["object"], "class"))

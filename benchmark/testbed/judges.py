@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmark.testbed.data import Renders, class_names, to_unit
 from benchmark.testbed.evaluator import HEADS, Classifier
-from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator
+from benchmark.testbed.recipe import Recipe, Stage, native_bfloat16, rate_at, step_generator, work_device
 
 
 def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,20 +28,21 @@ def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def train(recipe: Recipe, letter: str, data: Renders, checkpoints: Path, out: Path) -> None:
     """Train evaluator `letter` ("a" or "b") and save it to `out`."""
-    plan = recipe[f"evaluator_{letter}"]
+    plan, device = recipe[f"evaluator_{letter}"], work_device()
     torch.manual_seed(recipe["seed"] + {"a": 10, "b": 11}[letter])
     config = {"architecture": letter, "objects": class_names("object"), "styles": class_names("style")}
     model = Classifier({**config, "backgrounds": class_names("background")}).train()
-    model = model.to(memory_format=torch.channels_last)  # twice as fast on CPUs
+    model = model.to(device).to(memory_format=torch.channels_last)  # twice as fast on CPUs
     optimizer = torch.optim.AdamW(model.parameters(), plan["rate"], betas=(0.9, 0.99), weight_decay=0.05)
-    labels = {h: data.labels(h) for h in HEADS}
-    half = native_bfloat16(torch.device("cpu"))
+    labels = {h: data.labels(h).to(device) for h in HEADS}
+    half = native_bfloat16(device)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(recipe["seed"], f"evaluator {letter}", step)
         rows = torch.randint(len(data.images), (plan["batch"],), generator=generator).sort().values
-        images = disturb(to_unit(data.images[rows.numpy()]), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        images = disturb(to_unit(data.images[rows.numpy()]), generator).to(device)
+        rows = rows.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             output = model(images.contiguous(memory_format=torch.channels_last))
         losses = {h: F.cross_entropy(output[h].float(), labels[h][rows], ignore_index=-1) for h in HEADS}
         right = (output["object"].argmax(1) == labels["object"][rows]).float().mean()
@@ -49,7 +50,7 @@ def train(recipe: Recipe, letter: str, data: Renders, checkpoints: Path, out: Pa
 
     stage = Stage(f"evaluator_{letter}", checkpoints, model, optimizer)
     stage.run(plan["steps"], loss_at, lambda s: rate_at(s, plan["steps"], plan["rate"], 150, 0.6))
-    model.eval().save(out)
+    model.cpu().eval().save(out)
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from benchmark import device
+
 HERE = Path(__file__).parent
 
 
@@ -43,9 +45,14 @@ class Recipe:
         return Recipe({**short(self.values), "renders": renders, "name": f"{self['name']}-short"})
 
 
-def native_bfloat16(device: torch.device) -> bool:
+def work_device() -> torch.device:
+    """Where stages train: the GPU that `device.kind` shows, else the CPU. Random numbers come from the CPU always."""
+    return torch.device(device.kind())
+
+
+def native_bfloat16(where: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated and many times slower."""
-    if device.type == "cuda":
+    if where.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512")) and "avx512_bf16" in _cpu_flags()
 
@@ -144,7 +151,7 @@ class Stage:
     def _resume(self) -> int:
         if not self._path.exists():
             return 0
-        state = torch.load(self._path, weights_only=True)
+        state = torch.load(self._path, weights_only=True, map_location="cpu")  # copied to the modules' own device
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

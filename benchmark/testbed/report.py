@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from benchmark.backbones.load import load
 from benchmark.keys import image_seed
+from benchmark.metrics import distribution
+from benchmark.neighbours import cohesion, nearest
 from benchmark.sample import Sampler, sample
 from benchmark.testbed import autoencoder, judges
 from benchmark.testbed.artwork import concepts, styles
 from benchmark.testbed.data import Renders, class_names, to_unit
-from benchmark.testbed.evaluator import Classifier, TestbedClip
+from benchmark.testbed.evaluator import Classifier, TestbedClip, TestbedEvaluator
 from benchmark.testbed.recipe import Recipe
 from benchmark.testbed.render import drawn_concepts
 
@@ -46,7 +49,7 @@ def asks(per_concept: int) -> list[Ask]:
         prompts.append((what.format(c.name), c.name, "", False, per_concept))
         prompts += [(what.format(s), c.name, "", True, max(1, per_concept // 2)) for s in c.synonyms]
     drawn = [c.name for c in drawn_concepts() if c.group != "identity"][::4]
-    prompts += [(f"a photo of the {n}, in the {s} style", n, s, False, 2) for s in styles() for n in drawn]
+    prompts += [(f"a photo of the {n}, in the {s} style", n, s, False, 3) for s in styles() for n in drawn]
     return [
         Ask(p, image_seed("quality report", 1, p, i), concept, style, synonym)
         for p, concept, style, synonym, count in prompts
@@ -69,6 +72,7 @@ def judged(weights: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
         outputs = [Classifier.load(weights / folder)(x) for x in unit]
         for head in ("object", "style"):
             found[f"{letter}/{head}"] = torch.cat([o[head] for o in outputs]).argmax(1).numpy()
+        found[f"{letter}/features"] = torch.cat([o["features"] for o in outputs]).numpy()
     found["clip/object"] = clip_classes(weights, unit).numpy()
     return found
 
@@ -108,9 +112,69 @@ def shares(wanted: Sequence[Ask], found: dict[str, Any]) -> dict[str, Any]:
         "object_in_style": round(float(right[styled].mean()), 4),
         "agree_a_b": round(float((found["a/object"] == found["b/object"]).mean()), 4),
         "agree_a_clip": round(float((found["a/object"] == found["clip/object"]).mean()), 4),
+        "confused": confused(wanted, [objects[k] for k in found["a/object"]], name),
         "concept": by(name, [a.concept for a in wanted]),
         "synonyms": by(synonym, [a.prompt for a in wanted]),
     }
+
+
+def confused(wanted: Sequence[Ask], found: Sequence[str], mask: NDArray[np.bool_], most: int = 12) -> dict[str, int]:
+    """The commonest mistakes on the masked images: `"axe → knife": 3`."""
+    pairs = Counter(
+        f"{a.concept} → {f}" for a, f, used in zip(wanted, found, mask, strict=True) if used and a.concept != f
+    )
+    return dict(sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most])
+
+
+def spread(wanted: Sequence[Ask], images: NDArray[np.uint8], features: NDArray[np.float32]) -> dict[str, float]:
+    """How far images of one prompt lie apart: mean absolute difference of pixels (of 255), and distance of A's features
+    (1 − cosine), over all pairs of seeds; beside it the feature distance of images of different concepts."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    rows = [i for i, a in enumerate(wanted) if not a.synonym and not a.style]
+    pairs = [(i, j) for i in rows for j in rows if i < j and wanted[i].prompt == wanted[j].prompt]
+    levels = [float(np.abs(images[i].astype(int) - images[j]).mean()) for i, j in pairs]
+    other = [
+        (i, j) for i, j in zip(rows, rows[len(rows) // 2 :], strict=False) if wanted[i].concept != wanted[j].concept
+    ]
+    return {
+        "pixels": round(float(np.mean(levels)), 2),
+        "pixels_least": round(float(np.min(levels)), 2),
+        "features": round(float(np.mean([1 - unit[i] @ unit[j] for i, j in pairs])), 4),
+        "features_other_concepts": round(float(np.mean([1 - unit[i] @ unit[j] for i, j in other])), 4),
+    }
+
+
+def distances(weights: Path, wanted: Sequence[Ask], features: NDArray[np.float32], test: Renders) -> dict[str, Any]:
+    """testbed-fid of images asked for by name against the shipped reference, and of as many test renders for scale."""
+    rows = [i for i, a in enumerate(wanted) if not a.synonym and not a.style]
+    judge = TestbedEvaluator(weights)
+    names = [c.name for c in drawn_concepts()]
+    reference = judge.reference(names)
+    real = judge.raw(np.array(test.images[: len(rows)]))["features"]
+    return {
+        "images": len(rows),
+        "reference": len(reference),
+        "generated": _fid(features[rows], reference),
+        "renders": _fid(real, reference),
+    }
+
+
+def _fid(features: NDArray[np.float32], reference: NDArray[np.float64]) -> float | str:
+    """The distance, or why there is none."""
+    found = distribution.fid(features.astype(np.float64), reference)
+    return found.reason if found.value is None else round(found.value, 3)
+
+
+def neighbours(weights: Path, wanted: Sequence[Ask], images: NDArray[np.uint8], top: int = 5) -> dict[str, Any]:
+    """Concept Neighbourhood of the fine-grained concepts on these images, by the in-domain CLIP, among all concepts."""
+    rows = [i for i, a in enumerate(wanted) if not a.synonym and not a.style]
+    embedded = TestbedEvaluator(weights).raw(images[rows])["clip"]
+    names = np.array([wanted[i].concept for i in rows])
+    targets = [c.name for c in concepts() if c.group in ("bird", "pet", "flower")]
+    found = nearest({n: embedded[names == n] for n in dict.fromkeys(names.tolist())}, targets, top)
+    listed = {name: [neighbour.name for neighbour in near] for name, near in found.items()}
+    together = cohesion(listed, {c.name: (c.group,) for c in concepts()})
+    return {"top": top, "targets": together.targets, "whole": together.whole, "inside": together.inside, "of": listed}
 
 
 def on_renders(weights: Path, test: Renders) -> dict[str, Any]:
@@ -145,10 +209,20 @@ def by_group(model: Classifier, test: Renders) -> dict[str, float]:
 def measure(weights: Path, test: Renders, recipe: Recipe, per_concept: int = 8) -> dict[str, Any]:
     """Measure the model in `weights` and write its `report.json`; what stands out is printed."""
     wanted = asks(per_concept)
-    generated = shares(wanted, judged(weights, generate(str(weights), wanted)))
+    images = generate(str(weights), wanted)
+    found = judged(weights, images)
+    generated = shares(wanted, found)
+    generated["fid"] = distances(weights, wanted, found["a/features"], test)
+    generated["seeds"] = spread(wanted, images, found["a/features"])
+    from benchmark.testbed.damage import damage  # which asks for images as this module does
+
     report = {"model": recipe["name"], "guidance": SAMPLER.guidance, "steps": SAMPLER.steps, "generated": generated}
     report["renders"] = on_renders(weights, test)
+    report["damage"] = damage(weights)
+    report["neighbours"] = neighbours(weights, wanted, images)
     (weights / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shown = {k: v for k, v in generated.items() if k not in ("concept", "synonyms")}
-    print(json.dumps({**shown, "renders": report["renders"]}, indent=1), flush=True)
+    near = {k: v for k, v in report["neighbours"].items() if k != "of"}
+    told = {**shown, "renders": report["renders"], "damage": report["damage"], "neighbours": near}
+    print(json.dumps(told, indent=1), flush=True)
     return report
