@@ -98,9 +98,9 @@ def _suite(name: str) -> Entry:
 
 def _form(found: suite.Suite, name: Any) -> Entry:
     form = found.form(name)
-    requests = suite.requests(form, data.load(form.dataset))
+    requests = suite.requests(form)
     return {
-        "dataset": form.dataset,
+        "dataset": form.dataset if isinstance(form.dataset, str) else list(form.dataset),
         "requests": [request.name for request in requests],
         "sampler": form.sampler.model_dump(mode="json"),
         "primary": form.primary,

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
@@ -69,6 +69,7 @@ Engine = Annotated[Executor, typer.Option(help="What runs the cells.")]
 Shard = Annotated[str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the work, from 1.")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images at once; part of what an image is keyed by.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing weights from the hub.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="F=V", help="A field of the method; many times.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a run.")]
 
 
@@ -84,7 +85,7 @@ def command(example: str) -> Callable[[Callable[P, int | None]], Callable[P, Non
                 _end(error, debug=bool(kwargs.get("debug")))
             raise typer.Exit(code)
 
-        app.command(function.__name__.strip("_"), epilog=f"Example: erasure-bench {example}")(guarded)
+        app.command(function.__name__.strip("_").replace("_", "-"), epilog=f"Example: erasure-bench {example}")(guarded)
         return guarded
 
     return register
@@ -156,6 +157,7 @@ def plan(
     batch_size: BatchSize = None,
     download: Download = False,
     json_: Json = False,
+    prompts: Annotated[bool, typer.Option("--prompts", help="With --json: every prompt and seed too.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -168,6 +170,8 @@ def plan(
     settled = plans.make_plan(**{name: arguments[name] for name in names}, batch=batch_size)
     artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
     forecast = plans.plan_json(settled, artifacts)
+    if prompts:
+        forecast["prompts"] = plans.prompts_json(settled)
     _say(forecast if json_ else _forecast(forecast))
 
 
@@ -265,21 +269,99 @@ def default_out(suite: str, model: str) -> Path:
 def erase(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A method, such as esd or esd@paper.")],
     concept: Annotated[list[str], typer.Option(metavar="C", help="What to erase; may be given several times.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the edit is written; it must not exist yet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written; it must not exist yet.")],
     model: Model = "testbed",
     seed: Seed = 0,
+    set_: Set = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run one method on one model and write its edit: changed tensors only, as safetensors."""
+    """Run one method on one model and write the edited model, which plain diffusers loads, with the edit and a card."""
+    passed = _set(set_ or ())
     _hub(False)
     from benchmark import erase as single
 
     single.check_new(out)
-    edit = single.erase(method, model, concept, seed=seed)
-    single.write(edit, out)
-    changed = len(edit.weights) + len(edit.deltas)
-    _say([f"{out}: {method} on {model}, {changed} tensors changed in {edit.cost.seconds:.1f} s"])
+    erased = single.erase(method, model, concept, seed=seed, passed=passed)
+    single.write(erased, model, out)
+    changed, seconds = len(erased.edit.weights) + len(erased.edit.deltas), erased.edit.cost.seconds
+    beside = "" if changed else "; read its README.md: the change is no weight, and lies in edit/"
+    _say([f"{out}: {method} on {model}, {changed} tensors changed in {seconds:.1f} s{beside}"])
+
+
+def _set(given: Sequence[str]) -> dict[str, Any]:
+    """`["lr=1e-4", "train=x"]` → `{"lr": 0.0001, "train": "x"}`: JSON where it is, else text."""
+    fields: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in fields:
+            raise BadInput(f"--set: expected field=value, each field once, such as lr=1e-4; got {text!r}")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+@command("check-method uce --json")
+def check_method(
+    method: Annotated[str, typer.Argument(metavar="NAME|module:Class", help="A method, or FILE.py:Class.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Check that a method keeps the rules that the harness relies on, on tiny random models, in seconds."""
+    _hub(False)
+    from benchmark import conformance
+
+    report = conformance.check(method)
+    _say(report.as_json() if json_ else report.lines())
+    return 0 if report.ok else 1
+
+
+@command("new-method mine --dir methods")
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What boards will call it: lower case.")],
+    dir_: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where the two files are written.")] = Path("."),
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a working method to start from, and its test."""
+    from benchmark import new_method as skeleton
+
+    method, test = skeleton.write(name, dir_)
+    _say(
+        [
+            f"{method}: a method that works; its test is {test}",
+            f"check it with: erasure-bench check-method {method}:{skeleton.class_name(name)}",
+        ]
+    )
+
+
+@command("neighbours testbed --group bird --out neighbours.json")
+def neighbours(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset by name.")],
+    model: Model = "testbed",
+    group: Annotated[list[str] | None, typer.Option(metavar="G", help="Targets; all fine-grained if left out.")] = None,
+    images: Annotated[int | None, typer.Option(metavar="m", help="Images of each concept; 16, full size 100.")] = None,
+    top: Annotated[int, typer.Option(metavar="K", help="Neighbours of each target.")] = 5,
+    encoder: Annotated[str | None, typer.Option(metavar="E", help="What sees the images; a CLIP if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where it is frozen; with the dataset.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find and freeze the concepts nearest to a dataset's targets: images of all by the unedited model, compared."""
+    _hub(False)
+    from benchmark import neighbourhood
+
+    file = out or neighbourhood.default_out(dataset)
+    neighbourhood.check_new(file)
+    found = neighbourhood.compute(
+        dataset, model=model, groups=group or (), images=images, top=top, encoder=encoder, quiet=quiet
+    )
+    neighbourhood.write(found, file)
+    _say(neighbourhood.as_json(found) if json_ else [*neighbourhood.lines(found), f"frozen in {file}"])
 
 
 # --- looking --------------------------------------------------------------------------------------------------
@@ -335,6 +417,29 @@ def verify(directory: Folder, store: Store = None, quiet: Quiet = False, debug: 
     found = check(directory, store)
     _say(found or [f"{directory}: all as it was written"])
     return 1 if found else 0
+
+
+@command("rescore runs/explicit-sd14 --protocol nudenet-3.4.2@0.7/images")
+def rescore(
+    directory: Folder,
+    protocol: Annotated[list[str] | None, typer.Option(metavar="ID", help="A protocol to add; many times.")] = None,
+    primary: Annotated[str | None, typer.Option(metavar="ID", help="The protocol of acc_*; the run's own.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New records and boards; DIR-rescored.")] = None,
+    store: Store = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score a finished run by further protocols, from what is stored; nothing is generated."""
+    _hub(False)
+    from benchmark import rescore as again
+    from benchmark.tables import board as boards
+
+    made = again.rescore(
+        directory, protocol or [], primary=primary, out=out, store=store, say=lambda text: typer.echo(text, err=True)
+    )
+    if not quiet:
+        _say([boards.render(boards.build(boards.read_records(made)), "term").rstrip(), ""])
+    _say([f"records and boards: {made}"])
 
 
 @command("board runs/objects-testbed --format md")

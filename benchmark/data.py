@@ -1,24 +1,77 @@
-"""Concepts and datasets: what can be erased or kept, read from `datasets/<name>/{card.yaml,concepts.csv}`."""
+"""Concepts and datasets: what can be erased or kept, read from `datasets/<name>/{card.yaml,concepts.csv}`.
+
+A dataset may also hold `neighbours.json`: the nearest concepts of some, computed once and frozen.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from benchmark import paths
 from benchmark.declared import Some, Strict, Tuple, read
 from benchmark.errors import BadInput, did_you_mean
 from benchmark.interface import Kind, Target
 
+FROZEN = "neighbours.json"
+"""File of a dataset's frozen neighbourhoods."""
 COLUMNS = ("name", "group", "kind", "synonyms", "anchor", "split", "weight")
+LABEL = "label"
+"""A last column that real datasets may have."""
 Split = Literal["validation", "test"]
 """`validation`: presets may be chosen on it; `test`: never."""
+
+
+class DataFile(Strict):
+    """A file, or a folder of images, that a dataset needs and that is not ours to ship."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """What suites call it; once in a dataset."""
+    kind: Literal["prompts", "captions", "images"]
+    """`prompts`: a CSV; `captions`: COCO's JSON; `images`: a folder."""
+    file: str
+    """Relative path, as in its hub repository or its publisher's archive."""
+    licence: str
+    hub: str = ""
+    """Hub id of the dataset repository that holds it."""
+    revision: str = ""
+    """Commit of that repository."""
+    url: str = ""
+    """Where it lies if on no hub."""
+    size: int | None = Field(None, gt=0)
+    """Bytes, roughly; None: not recorded."""
+    rows: int | None = Field(None, gt=0)
+    """Prompts, captions or images in the published file; None: not recorded."""
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """None: not recorded."""
+    env: str = Field("", pattern=r"^(ERASURE_BENCH_[A-Z0-9_]+)?$")
+    """Environment variable that names the file or folder itself."""
+    by_hand: str = ""
+    """What to do where one request to `url` does not give the file: `fetch` leaves it to you."""
+    optional: bool = False
+    """Whether a suite may use the dataset without it."""
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> Self:
+        path = PurePosixPath(self.file)
+        if path.is_absolute() or not path.parts or ".." in path.parts:
+            raise ValueError(f"file: expected a path inside a folder, got {self.file!r}")
+        if bool(self.hub) == bool(self.url):
+            raise ValueError("expected one of hub and url")
+        if bool(self.hub) != bool(re.fullmatch("[0-9a-f]{40}", self.revision)):
+            raise ValueError("revision: expected the commit, 40 hexadecimal digits, with hub and only with it")
+        if self.url and not self.url.startswith(("https://", "http://")):
+            raise ValueError(f"url: expected http or https, got {self.url!r}")
+        if self.kind == "images" and not self.by_hand:
+            raise ValueError("by_hand: say how to get a folder of images")
+        return self
 
 
 class Card(Strict):
@@ -32,6 +85,15 @@ class Card(Strict):
     """How to get what is not shipped; for shipped lists, that nothing is needed."""
     notes: Tuple[str] = ()
     """Deviations and decisions of ours."""
+    files: Tuple[DataFile] = ()
+    """What is not shipped, with where it comes from."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        named = [file.name for file in self.files]
+        if len(set(named)) < len(named):
+            raise ValueError(f"files: expected different names, got {', '.join(named)}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +109,16 @@ class Concept:
     split: Split = "test"
     weight: float = 1.0
     """How often the embedded model's training shows it, relative to the others."""
+    label: str = ""
+    """What classifiers and image folders call it (a synset, a class number), where that is not its name."""
+    adjacent: tuple[str, ...] = ()
+    """Its nearest concepts, nearest first, from `neighbours.json`; () where none are frozen."""
 
     def target(self) -> Target:
         """The concept as a method sees it."""
-        return Target(name=self.name, kind=self.kind, anchor=self.anchor, synonyms=self.synonyms)
+        return Target(
+            name=self.name, kind=self.kind, anchor=self.anchor, synonyms=self.synonyms, adjacent=self.adjacent
+        )
 
 
 class Selector(Strict):
@@ -72,6 +140,7 @@ class _Row(BaseModel):
     anchor: str
     split: Split
     weight: float = Field(gt=0, allow_inf_nan=False)
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +150,18 @@ class Dataset:
     name: str
     card: Card
     concepts: tuple[Concept, ...]
+
+    @property
+    def neighbours(self) -> dict[str, tuple[str, ...]]:
+        """Concept to its nearest, nearest first, for those that have frozen neighbourhoods."""
+        return {c.name: c.adjacent for c in self.concepts if c.adjacent}
+
+    def file(self, name: str) -> DataFile:
+        """The file of that name that the card tells of; `BadInput` with the nearest name otherwise."""
+        for file in self.card.files:
+            if file.name == name:
+                return file
+        raise BadInput(did_you_mean(name, (f.name for f in self.card.files), f"file of dataset {self.name}"))
 
     def concept(self, name: str) -> Concept:
         """The concept of that name; `BadInput` with the nearest name otherwise."""
@@ -124,7 +205,7 @@ def draw(concepts: Iterable[Concept], count: int, seed: int) -> tuple[Concept, .
 
 def names() -> list[str]:
     """The datasets that are there."""
-    return sorted(p.parent.name for p in paths.datasets().glob("*/concepts.csv"))
+    return sorted(p.parent.name for p in paths.datasets().glob("*/card.yaml"))
 
 
 def load(name: str) -> Dataset:
@@ -132,14 +213,27 @@ def load(name: str) -> Dataset:
     if name not in names():
         raise BadInput(did_you_mean(name, names(), "dataset"))
     folder = paths.datasets() / name
-    return Dataset(name, read(folder / "card.yaml", Card), concepts(folder / "concepts.csv"))
+    card = read(folder / "card.yaml", Card)
+    found = _listed(folder / "concepts.csv", card)
+    frozen = folder / FROZEN
+    adjacent = neighbourhood(frozen, [c.name for c in found]).names() if frozen.is_file() else {}
+    found = tuple(replace(c, adjacent=adjacent.get(c.name, ())) for c in found)
+    return Dataset(name, card, found)
+
+
+def _listed(path: Path, card: Card) -> tuple[Concept, ...]:
+    if path.is_file():
+        return concepts(path)
+    if card.files:  # captions, say, which are of no concept
+        return ()
+    raise BadInput(f"{path}: expected this file, or files: in the card beside it")
 
 
 def concepts(path: Path) -> tuple[Concept, ...]:
-    """Read a `concepts.csv`: the columns are `COLUMNS`; groups and synonyms are lists with `|` between."""
+    """Read a `concepts.csv`: the columns are `COLUMNS`, and `LABEL` or not; `|` stands between groups and synonyms."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
+        if tuple(rows.fieldnames or ()) not in (COLUMNS, (*COLUMNS, LABEL)):
             came = ",".join(rows.fieldnames or ())
             raise BadInput(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, found {came or 'nothing'}")
         found = tuple(_concept(path, rows.line_num, row) for row in rows)
@@ -149,7 +243,8 @@ def concepts(path: Path) -> tuple[Concept, ...]:
 
 def _concept(path: Path, line: int, row: dict[str, str]) -> Concept:
     if None in row or None in row.values():
-        raise BadInput(f"{path}, line {line}: expected {len(COLUMNS)} fields; quote a field that holds a comma")
+        fields = len(row.keys() - {None})
+        raise BadInput(f"{path}, line {line}: expected {fields} fields; quote a field that holds a comma")
     try:
         r = _Row.model_validate(row)
     except ValidationError as error:
@@ -163,6 +258,7 @@ def _concept(path: Path, line: int, row: dict[str, str]) -> Concept:
         anchor=r.anchor,
         split=r.split,
         weight=r.weight,
+        label=r.label,
     )
 
 
@@ -174,3 +270,56 @@ def _distinct(path: Path, found: list[str]) -> None:
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice or not found:
         raise BadInput(f"{path}: " + (f"{twice[0]!r} is listed twice" if twice else "no concept in it"))
+
+
+# --- neighbours -----------------------------------------------------------------------------------------------------
+class Near(Strict):
+    """One neighbour."""
+
+    name: str
+    similarity: float = Field(ge=-1, le=1)
+    """Cosine of the two concepts' mean features."""
+
+
+class Neighbourhood(Strict):
+    """`neighbours.json`: the nearest concepts of a dataset's targets, and all that they follow from."""
+
+    format: Literal[1] = Field(default=1, alias="schema")
+    dataset: str
+    model: str
+    model_hash: str
+    """Of the unedited model whose images were compared."""
+    encoder: str
+    encoder_hash: str
+    top: int = Field(ge=1)
+    settings: dict[str, Any]
+    """How the images were made: prompts, seeds, sampler, machine."""
+    among: Tuple[str]
+    """The concepts compared, in the dataset's order."""
+    neighbours: dict[str, Tuple[Near]]
+    """Target to its `top` nearest, nearest first."""
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Target to the names of its nearest."""
+        return {target: tuple(near.name for near in nearest) for target, nearest in self.neighbours.items()}
+
+
+def neighbourhood(path: Path, known: Iterable[str]) -> Neighbourhood:
+    """Read a `neighbours.json` whose concepts are all among `known`; `BadInput` for a malformed or an outdated one."""
+    try:
+        found = Neighbourhood.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
+    _consistent(path, found, set(known))
+    return found
+
+
+def _consistent(path: Path, found: Neighbourhood, known: set[str]) -> None:
+    again = "; delete the file and compute it anew with `erasure-bench neighbours`"
+    for target, nearest in found.names().items():
+        for name in (target, *nearest):
+            if name not in known:
+                raise BadInput(f"{path}: {did_you_mean(name, known, 'concept')}{again}")
+        if len({target, *nearest}) != 1 + found.top:
+            raise BadInput(f"{path}: {target}: expected {found.top} different neighbours, got {list(nearest)}{again}")

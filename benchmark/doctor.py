@@ -1,4 +1,4 @@
-"""What this machine has and lacks for the harness: packages, device, threads, weights; whether images are exact here.
+"""What this machine has and lacks for the harness: packages, device, weights, data; whether images are exact here.
 
 Every check gives one line. The quick ones load no torch; the self-test renders a few images.
 """
@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmark import models
+from benchmark import data, data_files, models, suite
+from benchmark.data_files import Wanted
 from benchmark.device import kind as device_kind
 from benchmark.errors import BenchError
 
@@ -39,7 +40,7 @@ class Check:
 
 def report(model: str | None = None, *, selftest: bool = True) -> list[Check]:
     """All checks; with `selftest`, on the random tiny backbone and on `model` if one is named."""
-    checks = [python(), *packages(), facenet(), shadowing(), *device(), *weights()]
+    checks = [python(), *packages(), facenet(), shadowing(), *device(), *weights(), *data_sets()]
     if selftest:
         checks += [determinism(name) for name in ("random-unet", *([model] if model else []))]
     return checks
@@ -152,9 +153,48 @@ def _weights(name: str) -> Check:
     if missing is None:
         return Check("weights", name, "ok", "ready")
     # The embedded model ships with the code: without it nothing runs.
-    size = f"{missing['size'] / 1e9:.1f} GB" if missing["size"] >= 1e8 else f"{missing['size'] / 1e6:.0f} MB"
-    detail = f"{missing['what']}, {size}, licence {missing['licence']}; looked in {missing['where']}"
+    detail = f"{missing['what']}, {_size(missing['size'])}, licence {missing['licence']}; looked in {missing['where']}"
     return Check("weights", name, "wrong" if name == "testbed" else "absent", detail)
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "size not recorded"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+# --- data files -----------------------------------------------------------------------------------------------
+
+
+def data_sets() -> list[Check]:
+    """The files that data sets need and that are not shipped: for which suites, and where they are or come from."""
+    users = _users()
+    files = [Wanted(name, file) for name in data.names() for file in data.load(name).card.files]
+    return [_data_file(what, users.get(what.name, [])) for what in files]
+
+
+def _users() -> dict[str, list[str]]:
+    """File to the suites that ask for it."""
+    users: dict[str, list[str]] = {}
+    for name in suite.names():
+        for what in data_files.named_in(suite.load(name).forms.model_dump()):
+            users.setdefault(what.name, []).append(name)
+    return users
+
+
+def _data_file(what: Wanted, suites: Sequence[str]) -> Check:
+    use = f"for {', '.join(suites)}" if suites else "no suite needs it"
+    try:
+        missing = data_files.missing(what)
+    except BenchError as error:  # other bytes than promised
+        return Check("data files", what.name, "wrong", f"{use}; {error}")
+    if missing is None:
+        return Check("data files", what.name, "ok", f"{use}; {data_files.find(what)}")
+    licence = f"licence {missing['licence']}"
+    fetched = f"`erasure-bench fetch {suites[0]}` gets it" if suites else "its path can be given, or put it there"
+    get = what.file.by_hand or fetched
+    detail = f"{use}; {missing['what']}, {_size(missing['size'])}, {licence}; looked in {missing['where']}; {get}"
+    return Check("data files", what.name, "absent", detail)
 
 
 # --- determinism ----------------------------------------------------------------------------------------------

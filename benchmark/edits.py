@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -17,13 +17,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from benchmark import gates
 from benchmark.backbones.base import Backbone
 from benchmark.errors import BadInput, BenchError, Damaged, did_you_mean
-from benchmark.interface import Cost, Edit, LowRank, Method, PromptRule, Request
+from benchmark.interface import Cost, Edit, Gates, LowRank, Method, PromptRule, Request
 
 Strategy = Literal["joint", "sequential"]
 
 _UP, _DOWN = "up:", "down:"  # before the names of a delta's two factors; no model's tensor names hold a colon
+_GATE = "gate:"  # before the names of all tensors of gates, those of their changes with `up:` and `down:` besides
 _CHUNK = 1 << 22  # elements fingerprinted at once: 32 MiB of scratch
 
 
@@ -57,7 +59,7 @@ def make(method: Method, backbone: Backbone, request: Request, strategy: Strateg
 
 def _one_by_one(method: Method, request: Request, strategy: Strategy) -> bool:
     # a control copies a whole edit's norm, or has one rule: there is nothing to put in sequence
-    return strategy == "sequential" and len(request.erase) > 1 and method.role == "erasure"
+    return strategy == "sequential" and len(request.erase) > 1 and method.role == "erasure" and method.sequential
 
 
 def _joint(method: Method, backbone: Backbone, request: Request) -> Edit:
@@ -84,7 +86,8 @@ def _supported(method: Method, backbone: Backbone, request: Request, strategy: S
 def compose(edits: Sequence[Edit]) -> Edit:
     """One edit that does what the given ones do, each made on the result of those before it.
 
-    BenchError if two replace prompts by different texts.
+    Gates are stacked: of several concepts, the one with the highest gate acts on a token, and it alone. BenchError if
+    two edits replace prompts by different texts.
     """
     weights: dict[str, Tensor] = {}
     deltas: dict[str, LowRank] = {}
@@ -98,6 +101,7 @@ def compose(edits: Sequence[Edit]) -> Edit:
     return Edit(
         weights=weights,
         deltas=deltas,
+        gates=gates.stacked(parts) if (parts := [e.gates for e in edits if e.gates is not None]) else None,
         prompts=_one_rule([e.prompts for e in edits if e.prompts]),
         output=next((e.output for e in edits if e.output), None),
         notes={"sequence": [n for note in notes for n in note.get("sequence", [note])]} if notes else {},
@@ -125,7 +129,8 @@ def _total(costs: Sequence[Cost]) -> Cost:
 # --- putting on and taking off ----------------------------------------------------------------------------------------
 @contextmanager
 def apply(backbone: Backbone, edit: Edit) -> Iterator[Backbone]:
-    """The backbone with the edit's weights, in place; on exit, however it comes, every byte is as before.
+    """The backbone with the edit's weights, in place, and its gates attached; on exit, however it comes, the gates are
+    off and every byte is as before.
 
     Prompt rules and outputs are the sampler's matter. BenchError for an edit that `check` refuses, and if a tensor
     could not be restored.
@@ -136,8 +141,9 @@ def apply(backbone: Backbone, edit: Edit) -> Iterator[Backbone]:
     try:
         with torch.no_grad():
             for name in saved:
-                live[name].copy_(_value(live[name], name, edit))
-        yield backbone
+                live[name].copy_(edited(live[name], name, edit))
+        with nullcontext() if edit.gates is None else gates.attached(backbone, edit.gates):
+            yield backbone
     finally:
         with torch.no_grad():
             for name, old in saved.items():
@@ -154,12 +160,18 @@ def check(backbone: Backbone, edit: Edit) -> None:
         if name not in live:
             raise BenchError(f"the edit does not fit {backbone.name}: {did_you_mean(name, live, what='tensor')}")
         _check_tensor(live[name], name, edit)
+    if edit.gates is not None:
+        gates.check(backbone, edit.gates)
+        if gates.acts(edit.gates):
+            return
     names = _touched(edit)
-    if names and all(torch.equal(_value(live[n], n, edit), live[n]) for n in names):
+    if names and all(torch.equal(edited(live[n], n, edit), live[n]) for n in names):
         raise BenchError(
             f"the edit names {len(names)} tensors, but all equal {backbone.name}'s own: nothing is erased; "
             "was this model edited before?"
         )
+    if edit.gates is not None and not names:
+        raise BenchError("every change of the edit's gates is zero: nothing is erased; was the method trained at all?")
 
 
 def _check_tensor(base: Tensor, name: str, edit: Edit) -> None:
@@ -184,8 +196,9 @@ def _touched(edit: Edit) -> list[str]:
     return sorted({*edit.weights, *edit.deltas})
 
 
-def _value(base: Tensor, name: str, edit: Edit) -> Tensor:
-    """The edited tensor: the new value or else the base's, plus the delta, summed in float32 or wider."""
+def edited(base: Tensor, name: str, edit: Edit) -> Tensor:
+    """A tensor of the model as the edit makes it: the new value or else the base's, plus the delta, summed in float32
+    or wider."""
     old = base.detach()
     new = edit.weights[name].to(old) if name in edit.weights else old
     if name in edit.deltas:
@@ -249,6 +262,7 @@ def deserialise(files: Mapping[str, bytes]) -> Edit:
         return Edit(
             weights={name: tensors[name] for name in document["weights"]},
             deltas={name: LowRank(tensors[_UP + name], tensors[_DOWN + name]) for name in deltas},
+            gates=_gates(tensors, document["gates"]) if "gates" in document else None,
             prompts=None if rule is None else PromptRule(words=tuple(rule["words"]), replacement=rule["replacement"]),
             output=document["output"],
             notes=document["notes"],
@@ -267,15 +281,36 @@ def edit_hash(edit: Edit) -> str:
 
 def _content(edit: Edit) -> dict[str, Any]:
     rule = edit.prompts and {"words": list(edit.prompts.words), "replacement": edit.prompts.replacement}
-    return {"weights": sorted(edit.weights), "deltas": sorted(edit.deltas), "prompts": rule, "output": edit.output}
+    named = {"weights": sorted(edit.weights), "deltas": sorted(edit.deltas)}
+    if edit.gates is not None:  # left out otherwise: edits without gates keep the bytes and the hash they had
+        named["gates"] = sorted(edit.gates.changes)
+    return {**named, "prompts": rule, "output": edit.output}
 
 
 def _tensor_bytes(edit: Edit) -> bytes:
     tensors = dict(edit.weights)
     for name, delta in edit.deltas.items():
         tensors[_UP + name], tensors[_DOWN + name] = delta
+    tensors |= {} if edit.gates is None else _gate_tensors(edit.gates)
     # a clone each: safetensors refuses tensors that share memory
     return save_tensors({n: tensors[n].detach().cpu().contiguous().clone() for n in sorted(tensors)})
+
+
+def _gate_tensors(found: Gates) -> dict[str, Tensor]:
+    """All tensors of the gates by the names they are stored under; `_gates` is the way back."""
+    tensors = {_GATE + "query": found.query, _GATE + "key": found.key, _GATE + "vector": found.vector}
+    for name, change in found.changes.items():
+        tensors[_GATE + _UP + name], tensors[_GATE + _DOWN + name] = change
+    return tensors
+
+
+def _gates(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Gates:
+    return Gates(
+        query=tensors[_GATE + "query"],
+        key=tensors[_GATE + "key"],
+        vector=tensors[_GATE + "vector"],
+        changes={name: LowRank(tensors[_GATE + _UP + name], tensors[_GATE + _DOWN + name]) for name in names},
+    )
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

@@ -1,19 +1,38 @@
-"""One method on one model, outside any suite: the edit is written as files that others can load."""
+"""One method on one model, outside any suite: an edited model that plain diffusers loads, with the edit beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmark import data, device, models, registry
 from benchmark.errors import BadInput
 from benchmark.interface import Edit, Request, Target
+from benchmark.models import ModelSpec
+from benchmark.registry import MethodSpec
 from benchmark.suite import FormName
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
+
+EDIT = "edit"
+"""Folder of the edit's own files within the model's."""
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was made of what."""
+
+    edit: Edit
+    method: MethodSpec
+    model: ModelSpec
+    request: Request
 
 
 def targets(names: Sequence[str], form: FormName) -> tuple[Target, ...]:
@@ -37,42 +56,154 @@ def kind_of(erase: Sequence[Target]) -> str:
     return kinds.pop() if len(kinds) == 1 else "*"
 
 
-def erase(label: str, model: str, concepts: Sequence[str], *, seed: int = 0) -> Edit:
+def erase(
+    label: str, model: str, concepts: Sequence[str], *, seed: int = 0, passed: Mapping[str, Any] | None = None
+) -> Erased:
     """Load the model, run the method, and return its checked edit with its cost.
 
-    BadInput for an unknown method, model or concept; Missing if the model's weights are not here.
+    `passed` are fields of the method. BadInput for an unknown method, field, model or concept; Missing if the model's
+    weights are not here.
     """
     spec = models.describe(model)
     request = Request(erase=targets(concepts, spec.form), seed=seed)
-    registry.resolve(label, model=spec.name, kind=kind_of(request.erase))  # a typo is told before anything heavy loads
+    # a typo is told before anything heavy loads
+    method = registry.resolve(label, model=spec.name, kind=kind_of(request.erase), passed=passed)
     models.resolve(model)
     from benchmark.backbones.load import load
 
-    return _made(label, load(model, device=device.kind()), request)
+    return Erased(_made(method, load(model, device=device.kind()), request), method, spec, request)
 
 
-def _made(label: str, backbone: Backbone, request: Request) -> Edit:
+def _made(method: MethodSpec, backbone: Backbone, request: Request) -> Edit:
     """The edit, after the edits that it needs."""
     from benchmark import edits
 
-    method = registry.resolve(label, model=backbone.name, kind=kind_of(request.erase)).instance
-    given = {need: _made(need, backbone, request) for need in method.needs}
-    most = method.max_concepts
+    kind = kind_of(request.erase)
+    needs = {need: registry.resolve(need, model=backbone.name, kind=kind) for need in method.instance.needs}
+    given = {need: _made(spec, backbone, request) for need, spec in needs.items()}
+    most = method.instance.max_concepts
     strategy: edits.Strategy = "sequential" if most is not None and len(request.erase) > most else "joint"
-    return edits.make(method, backbone, replace(request, given=given), strategy)
+    return edits.make(method.instance, backbone, replace(request, given=given), strategy)
 
 
-def write(edit: Edit, out: Path) -> None:
-    """Write `edit.safetensors`, `edit.json` and `cost.json` into the new folder `out`."""
+# --- the folder -------------------------------------------------------------------------------------------------------
+def write(erased: Erased, model: str, out: Path) -> None:
+    """Write the edited model into the new folder `out`, with `edit/` (the edit alone) and `README.md` (its card).
+
+    All of it or nothing: it is made beside `out` and moved there when it is whole.
+    """
+    from benchmark import merged
     from benchmark.edits import serialise
 
     check_new(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in serialise(edit).items():
-        (out / name).write_bytes(content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half_made = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        wide = merged.write(erased.edit, model, half_made)
+        (half_made / EDIT).mkdir()
+        for name, content in serialise(erased.edit).items():
+            (half_made / EDIT / name).write_bytes(content)
+        (half_made / "README.md").write_text(card(erased, wide=wide), encoding="utf-8")
+        os.replace(half_made, out)  # an empty folder in its place is replaced
+    finally:
+        shutil.rmtree(half_made, ignore_errors=True)
 
 
 def check_new(out: Path) -> None:
     """BadInput unless `out` can be made: nothing is ever overwritten."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out: expected a new or empty folder, and {out} is there already; name another")
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+def card(erased: Erased, *, wide: bool = False) -> str:
+    """The model card, Markdown: what was erased, how, from what, and how to use the result."""
+    method, model, edit = erased.method, erased.model, erased.edit
+    names = [t.name for t in erased.request.erase]
+    base = model.hub or model.name
+    head = {"library_name": "diffusers", "base_model": model.hub, "tags": ["concept-erasure", method.name]}
+    fields = [f"| `{name}` | `{json.dumps(value, ensure_ascii=False)}` |" for name, value in method.fields.items()]
+    cls = type(method.instance)
+    paper = f" ({cls.paper})" if cls.paper else ""
+    return "\n".join(
+        [
+            "---",
+            *(f"{key}: {json.dumps(value)}" for key, value in head.items() if value),
+            "---",
+            f"# {base}, {', '.join(names)} erased by {method.label}",
+            "",
+            *(_embedded() if model.form == "embedded" else []),
+            f"- **Concepts erased**: {', '.join(f'{t.name} ({t.kind})' for t in erased.request.erase)}",
+            f"- **Base model**: {base}. Its licence ({model.licence}) and its terms of use hold for this model too.",
+            f"- **Method**: `{method.label}`, version {cls.version}{paper}; training seed {erased.request.seed}"
+            + (f"; preset `{method.preset}`" if method.preset else ""),
+            f"- **Changed**: {_changed(edit)}",
+            *(["- **Precision**: float32, as edited; the base model is stored in half precision."] if wide else []),
+            "",
+            "Erasure is never complete: other wordings, languages, inversion or further training can bring a concept",
+            "back. Nothing here was measured; a benchmark run does that.",
+            "",
+            *_usage(edit, model),
+            "## Fields",
+            "",
+            "| field | value |",
+            "|---|---|",
+            *(fields or ["| none | |"]),
+            "",
+        ]
+    )
+
+
+def _embedded() -> list[str]:
+    return ["**Embedded model**: a small test model. Never set its results beside published numbers.", ""]
+
+
+def _changed(edit: Edit) -> str:
+    tensors = len({*edit.weights, *edit.deltas})
+    found = [f"{tensors} weight tensors, merged here"] if tensors else []
+    if edit.gates is not None:
+        found.append(
+            f"gates of {len(edit.gates.vector)} concept(s) on {len(edit.gates.changes)} projections, in `edit/`"
+        )
+    if edit.prompts is not None:
+        found.append(
+            f"prompts that name {', '.join(edit.prompts.words)} become {edit.prompts.replacement!r}; in `edit/`"
+        )
+    return "; ".join([*found, *([f"every image is {edit.output}; in `edit/`"] if edit.output else [])]) or "nothing"
+
+
+def _usage(edit: Edit, model: ModelSpec) -> list[str]:
+    """How to load it; what is no weight has to be put on, and a card that hid this would hand out an unedited model."""
+    pipeline = {"unet-epsilon": "StableDiffusionPipeline", "transformer-flow": "FluxPipeline"}[model.family]
+    plain = [
+        "## Use",
+        "",
+        "```python",
+        f"from diffusers import {pipeline}",
+        "",
+        f'pipe = {pipeline}.from_pretrained("this/folder")',
+        "```",
+        "",
+    ]
+    if edit.gates is None and edit.prompts is None and edit.output is None:
+        return [*plain, "`edit/` holds the change alone, as safetensors.", ""]
+    return [
+        *plain,
+        "**The pipeline alone is not the edited model**: what is said above to be in `edit/` is no weight, and is put",
+        "on while images are made:",
+        "",
+        "```python",
+        "from pathlib import Path",
+        "",
+        "from benchmark import edits",
+        "from benchmark.backbones.load import load",
+        "",
+        f'backbone = load("{model.name if model.folder is None else "the/base/model"}")',
+        'edit = edits.deserialise({p.name: p.read_bytes() for p in Path("this/folder/edit").iterdir()})',
+        "with edits.apply(backbone, edit):",
+        "    ...  # benchmark.sample.sample(backbone, …, prompts=edit.prompts)",
+        "```",
+        "",
+        "In a benchmark it is the method `checkpoint` with this folder as its `path`.",
+        "",
+    ]

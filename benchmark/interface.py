@@ -44,7 +44,7 @@ class Request:
     erase: tuple[Target, ...]
     keep: tuple[str, ...] = ()
     general: tuple[str, ...] = ()
-    """Prompts that name no concept of the request, for methods that hold on to general ability (captions, in papers)."""
+    """Prompts that name no concept of the request, for methods that hold on to general ability (papers: captions)."""
     seed: int = 0
     """Training seed: with the backbone and the fields of the method it fixes the edit."""
     given: Mapping[str, Edit] = field(default_factory=lambda: MappingProxyType({}))
@@ -58,6 +58,24 @@ class LowRank(NamedTuple):
     """`(out, rank)`"""
     down: Tensor
     """`(rank, in)`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """Residual attention gates, one a concept, that stay beside the model and act on text projections.
+
+    Lee et al. 2025, CPE (ICLR): each token's residual comes from the one concept whose gate is highest for it.
+    `benchmark.gates` computes them. Weights stay as they are, so gates come off without a trace.
+    """
+
+    query: Tensor
+    """`(concepts, dim, width)`: W_q, with which tokens attend to each other."""
+    key: Tensor
+    """`(concepts, dim, width)`: W_k; modules as released tie it to W_q."""
+    vector: Tensor
+    """`(concepts, dim)`: w of the gate σ(w · ê)."""
+    changes: Mapping[str, LowRank]
+    """U and D by projection: up `(concepts, out, rank)`, scale included; down `(concepts, rank, dim)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +108,7 @@ class Edit:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     """New values, of the same shape and dtype as the old."""
     deltas: Mapping[str, LowRank] = field(default_factory=dict)
+    gates: Gates | None = None
     prompts: PromptRule | None = None
     output: Literal["grey"] | None = None
     """`grey`: every image is uniformly grey, whatever was asked (a control)."""
@@ -114,8 +133,12 @@ class Method(abc.ABC):
     families: ClassVar[frozenset[Family]]
     max_concepts: ClassVar[int | None] = None
     """How many concepts one edit can erase; None is any number. Above it, the plan goes one by one or refuses."""
+    sequential: ClassVar[bool] = True
+    """Whether concepts can be erased one after another; False where the edit is ready made, whatever is asked."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """Variant name (after the `@`) to the fields it sets."""
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Fields with which an edit takes a second or so on a tiny model. Checks of plumbing use them, results never."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -173,15 +173,7 @@ def candidates(spec: ModelSpec) -> list[Path]:
         return []
     base = os.environ.get(ENVIRONMENT)
     own = [Path(base) / spec.name, Path(base) / spec.hub.split("/")[-1]] if base else []
-    return own + _snapshots(_hub_cache() / f"models--{spec.hub.replace('/', '--')}")
-
-
-def _hub_cache() -> Path:
-    """The hub client's cache, by the same variables that it reads."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(home).expanduser() / "hub"
+    return own + _snapshots(paths.hub_cache() / f"models--{spec.hub.replace('/', '--')}")
 
 
 def _snapshots(repository: Path) -> list[Path]:
@@ -211,7 +203,7 @@ def _where(spec: ModelSpec) -> str:
         return " or ".join(map(str, candidates(spec)))
     base = os.environ.get(ENVIRONMENT)
     own = f"{base}/{spec.name}" if base else f"${ENVIRONMENT}/{spec.name} (not set)"
-    return f"{own}, or the hub cache {_hub_cache() / ('models--' + spec.hub.replace('/', '--'))}"
+    return f"{own}, or the hub cache {paths.hub_cache() / ('models--' + spec.hub.replace('/', '--'))}"
 
 
 def _missing_text(spec: ModelSpec) -> str:
@@ -286,7 +278,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _memory_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "erasure-bench" / "hashes"
+    return paths.user_cache() / "hashes"
 
 
 def _remember(memory: Path, found: str) -> None:

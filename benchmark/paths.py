@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from benchmark.errors import Missing
@@ -37,3 +38,16 @@ def datasets() -> Path:
 def testbed_weights() -> Path:
     """Folder of the embedded model's weights; it travels inside the package."""
     return _PACKAGE / "testbed" / "weights"
+
+
+def hub_cache() -> Path:
+    """The hub client's cache, by the same variables that it reads."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(home).expanduser() / "hub"
+
+
+def user_cache() -> Path:
+    """This harness's own folder in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "erasure-bench"

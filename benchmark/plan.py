@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from benchmark import data, device, keys, models, registry
+from benchmark import data_files, device, keys, models, registry
 from benchmark.errors import BadInput, Damaged
 from benchmark.interface import Request
-from benchmark.items import Item, request_items
+from benchmark.items import Item, Rows, request_items, rows_of
 from benchmark.metrics import evaluators
+from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol
 from benchmark.models import ModelSpec
+from benchmark.prompt_files import PromptRow
 from benchmark.registry import MethodSpec, Values
 from benchmark.store import Store
 from benchmark.suite import Form, FormName, RequestSpec, Strategy, Suite, load, requests
@@ -42,7 +44,8 @@ class EditSpec:
     def asked(self) -> Request:
         """What the method is told, without `given`, which takes the edits themselves."""
         erase = tuple(c.target() for c in self.request.erase)
-        return Request(erase=erase, keep=tuple(c.name for c in self.request.keep), seed=self.seed)
+        keep = tuple(c.name for c in self.request.keep)
+        return Request(erase=erase, keep=keep, general=self.request.general, seed=self.seed)
 
     def chain(self) -> list[EditSpec]:
         """The edits it needs and itself, in the order of making."""
@@ -168,13 +171,26 @@ class _Builder:
     passed: Mapping[str, Values]
 
     def cells(self, labels: Sequence[str]) -> tuple[Cell, ...]:
-        for name in self.form.protocols:
-            protocol(name)
+        self._check_scores()
         for label in self.passed.keys() - set(labels):
             raise BadInput(f"fields are given for {label}, which is not among the methods {', '.join(labels)}")
-        asked = requests(self.form, data.load(self.form.dataset))
-        items = {r.name: request_items(self.suite.name, self.suite.version, r, self.scale) for r in asked}
-        return tuple(self._cell(label, r, items[r.name]) for label in self._ordered(labels, asked) for r in asked)
+        asked = requests(self.form)
+        rows = _remembered(rows_of)
+        items = {r.name: request_items(self.suite.name, self.suite.version, r, self.scale, rows) for r in asked}
+        own = {r.name: _own_settings(r, rows) for r in asked}
+        return tuple(
+            self._cell(label, r, items[r.name], own[r.name]) for label in self._ordered(labels, asked) for r in asked
+        )
+
+    def _check_scores(self) -> None:
+        """BadInput unless all protocols are known, and the headline's kind of quantity is among them."""
+        measures = {protocol(name).measure for name in self.form.protocols}
+        if self.suite.headline is None:
+            return
+        h = headline(self.suite.headline)
+        needed = {"similarity", "fid"} if h.fidelity else {h.measure}
+        if lacks := sorted(needed - measures - {"accuracy"}):
+            raise BadInput(f"headline {h.id} needs a protocol of {' and of '.join(lacks)} among the form's protocols")
 
     def _ordered(self, labels: Sequence[str], asked: Sequence[RequestSpec]) -> list[str]:
         """Each label once, `none` first, and after the labels that it needs."""
@@ -191,7 +207,7 @@ class _Builder:
             place(label)
         return ordered
 
-    def _cell(self, label: str, request: RequestSpec, items: tuple[Item, ...]) -> Cell:
+    def _cell(self, label: str, request: RequestSpec, items: tuple[Item, ...], own: str | None) -> Cell:
         method = self._method(label, request, ())
         made = self._edit(label, request)
         edit, reason = (made, None) if isinstance(made, EditSpec) else (None, made)
@@ -202,12 +218,13 @@ class _Builder:
             strategy=edit.strategy if edit else request.strategy,
             items=items,
             edit=edit,
-            images_key=self._images_key(edit) if edit else None,
+            images_key=self._images_key(edit, own) if edit else None,
             reason=reason,
         )
 
-    def _images_key(self, edit: EditSpec) -> str:
-        sampler = self.form.sampler.model_dump(mode="json")
+    def _images_key(self, edit: EditSpec, own: str | None) -> str:
+        """`own` is the digest of what prompts' files say of guidance and size, where that counts."""
+        sampler = self.form.sampler.model_dump(mode="json") | ({"own": own} if own else {})
         made_on = device.setting()
         return keys.images_key(edit.key, sampler=sampler, batch=self.batch, dtype=self.dtype, made_on=made_on)
 
@@ -246,26 +263,64 @@ class _Builder:
         return None
 
     def _strategy(self, method: MethodSpec, request: RequestSpec) -> Strategy:
-        if method.instance.role != "erasure":  # nothing of a control or the base can be put in sequence
+        # nothing of a control, the base or what is ready made can be put in sequence
+        if method.instance.role != "erasure" or not method.instance.sequential:
             return "joint"
         return "sequential" if _too_many(method, request) else request.strategy
 
     def _key(self, method: MethodSpec, request: RequestSpec, strategy: Strategy, given: Mapping[str, EditSpec]) -> str:
         if method.name == "none":
             return keys.base_key(self.model_hash)
-        erase = [{"name": c.name, "kind": c.kind, "anchor": c.anchor, "synonyms": c.synonyms} for c in request.erase]
+        told = ("name", "kind", "anchor", "synonyms", "adjacent")
+        erase = [{what: getattr(c, what) for what in told} for c in request.erase]
         keep = [c.name for c in request.keep]
         return keys.edit_key(
             method=method.name,
             version=method.instance.version,
             fields=method.fields,
             model=self.model_hash,
-            request={"erase": erase, "keep": keep, "seed": self.seed, "strategy": strategy},
+            request={
+                "erase": erase,
+                "keep": keep,
+                "general": list(request.general),
+                "seed": self.seed,
+                "strategy": strategy,
+            },
             given={name: edit.key for name, edit in given.items()},
             size=self.form.sampler.size,
             dtype=self.dtype,
             made_on=device.setting(),
         )
+
+
+def _remembered(read: Rows) -> Rows:
+    """Each file is read once a plan: requests share it."""
+    known: dict[tuple[str, str], Sequence[PromptRow]] = {}
+
+    def rows(dataset: str, file: str) -> Sequence[PromptRow]:
+        if (dataset, file) not in known:
+            known[dataset, file] = read(dataset, file)
+        return known[dataset, file]
+
+    return rows
+
+
+def _own_settings(request: RequestSpec, rows: Rows) -> str | None:
+    """Digest of the guidance and size of every prompt whose file's settings count; None if none do.
+
+    It is part of the images' key, in which an image is known by prompt and seed: BadInput if these have two settings.
+    """
+    found: dict[Pair, tuple[float | None, tuple[int, int] | None]] = {}
+    for prompts in request.prompts.values():
+        if not prompts.honour_row_settings or prompts.dataset is None or prompts.file is None:
+            continue
+        for row in rows(prompts.dataset, prompts.file):
+            if found.setdefault((row.prompt, row.seed), (row.guidance, row.size)) != (row.guidance, row.size):
+                raise BadInput(
+                    f"{prompts.dataset}/{prompts.file}: {row.prompt!r} is there twice with seed {row.seed}, "
+                    "with different settings; honour_row_settings needs them to be equal"
+                )
+    return keys.digest([[*pair, *own] for pair, own in sorted(found.items(), key=repr)]) if found else None
 
 
 def _too_many(method: MethodSpec, request: RequestSpec) -> bool:
@@ -329,6 +384,7 @@ def plan_json(plan: Plan, store: Store | None = None, calibration: Calibration |
         ],
         "images": {**images, "total": sum(images.values())},
         "requests": most,
+        "distinct": {r: _distinct(left.asked(r)) for r in most},
         "cached": asked - sum(images.values()),
         "by_method": by_method,
         "denoiser_forwards": left.forwards(),
@@ -343,13 +399,19 @@ def missing(plan: Plan) -> list[dict[str, Any]]:
     """What the plan needs and this machine lacks: `what`, `where`, `size` in bytes, `licence`; null where not known."""
     weights = models.missing(str(plan.model.folder or plan.model.name))
     judges = dict.fromkeys(protocol(name).evaluator for name in plan.form.protocols)
-    return ([weights] if weights else []) + [_judge(judge) for judge in judges if evaluators.missing(judge)]
+    wanted = data_files.named_in(plan.form.model_dump(mode="json"))
+    files = [lack for what in wanted if (lack := data_files.missing(what))]
+    return ([weights] if weights else []) + [_lack(x) for judge in judges for x in lacks(judge, plan.form)] + files
 
 
-def _judge(name: str) -> dict[str, Any]:
-    spec = evaluators.spec_of(name)
-    where = str(spec.weights) if spec.weights else "not in this version"
-    return {"what": f"evaluator {name}: {spec.needs}", "where": where, "size": None, "licence": None}
+def lacks(judge: str, form: Form) -> list[dict[str, Any]]:
+    """What this machine lacks for an evaluator; real images to compare with are the form's, where it names them."""
+    found = evaluators.lacks(judge)
+    return [x for x in found if form.reference is None or x["where"] != f"${evaluators.REFERENCE}"]
+
+
+def _lack(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("what", "where", "size", "licence")}
 
 
 class _Left:
@@ -374,6 +436,10 @@ class _Left:
         cells = [c for c in self.applicable if c.request.name == request]
         counts = [_by_role(c, self.items(c)) for c in cells]
         return max(counts, key=lambda c: sum(c.values()), default={})
+
+    def asked(self, request: str) -> Sequence[Item]:
+        """All items of a request, whatever is there."""
+        return next(c.items for c in self.plan.cells if c.request.name == request)
 
     def counts(self, cells: Sequence[Cell]) -> dict[str, Any]:
         cells = [c for c in cells if c.edit is not None]
@@ -413,6 +479,39 @@ def _by_role(cell: Cell, items: Iterable[Item]) -> dict[str, int]:
     for item in items:
         counts[item.role] += 1
     return counts
+
+
+def _distinct(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
+    """By role: how many images, prompts and seeds there are, and the seeds' range, cached or not."""
+    by_role: dict[str, list[Item]] = {}
+    for item in items:
+        by_role.setdefault(item.role, []).append(item)
+    return {role: _of_role(of) for role, of in by_role.items()}
+
+
+def _of_role(items: Sequence[Item]) -> dict[str, Any]:
+    prompts, seeds = {i.prompt for i in items}, {i.seed for i in items}
+    return {
+        "images": len(items),
+        "prompts": len(prompts),
+        "seeds": len(seeds),
+        "seed_range": [min(seeds), max(seeds)],
+    }
+
+
+def prompts_json(plan: Plan) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Every prompt with its concept and seeds, by request and role: what `plan --json --prompts` adds."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for cell in plan.cells:
+        if cell.request.name in found:
+            continue
+        grouped: dict[tuple[str, str, str], list[int]] = {}
+        for item in cell.items:
+            grouped.setdefault((item.role, item.concept, item.prompt), []).append(item.seed)
+        of_request = found.setdefault(cell.request.name, {})
+        for (role, concept, prompt), seeds in grouped.items():
+            of_request.setdefault(role, []).append({"prompt": prompt, "concept": concept, "seeds": seeds})
+    return found
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

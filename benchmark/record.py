@@ -75,6 +75,9 @@ class RequestPart(Strict):
     name: str
     erase: Tuple[dict[str, Any]]
     keep: Tuple[str]
+    adjacent: Tuple[str] = ()
+    general: Tuple[str] = ()
+    """General prompts that the method was told."""
     strategy: Literal["joint", "sequential"]
     seed: int
 
@@ -157,6 +160,10 @@ class Record(Strict):
     batch: int
     primary: str
     headline: str | None
+    gate: dict[str, Tuple[float]] = {}
+    """By role: where the unedited model's accuracy must lie."""
+    reference: dict[str, str] | None = None
+    """Whose real images the general prompts' are compared with."""
     protocols: dict[str, ProtocolPart]
     edit: EditPart | None
     rows: Rows = Rows()
@@ -190,6 +197,8 @@ def start(plan: Plan, cell: Cell, provenance: Provenance) -> dict[str, Any]:
             "name": cell.request.name,
             "erase": erase,
             "keep": [c.name for c in cell.request.keep],
+            "adjacent": [c.name for c in cell.request.adjacent],
+            "general": list(cell.request.general),
             "strategy": cell.strategy,
             "seed": cell.seed,
         },
@@ -199,9 +208,22 @@ def start(plan: Plan, cell: Cell, provenance: Provenance) -> dict[str, Any]:
         "batch": plan.batch,
         "primary": plan.form.primary,
         "headline": plan.suite.headline,
+        "gate": {role: list(window) for role, window in plan.form.gate.items()},
+        "reference": _reference(plan),
         "protocols": {},
         "edit": None,
         "provenance": provenance.model_dump(mode="json"),
+    }
+
+
+def _reference(plan: Plan) -> dict[str, str] | None:
+    """Folder of real images, and the file of prompts that says which of them."""
+    reference, general = plan.form.reference, plan.form.prompts.general
+    if reference is None or general is None or general.dataset is None or general.file is None:
+        return None
+    return {
+        "images": f"{reference.dataset}/{reference.file}",
+        "prompts": f"{general.dataset}/{general.file}",
     }
 
 

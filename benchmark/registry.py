@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import json
 import pkgutil
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -25,6 +28,10 @@ from benchmark.interface import Method
 GROUP = "erasure_bench.methods"
 """Entry point group in which other packages register `name = "module:Class"`."""
 PACKAGE = "methods"
+_AMBIGUOUS = {
+    "fade": "'fade' names two methods: fade_fg is Fine-grained Attenuation (arXiv:2503.19783), "
+    "fade_adv is Fair Adversarial Diffusion Erasure (arXiv:2507.12283); say which",
+}
 
 Values = Mapping[str, Any]
 
@@ -53,7 +60,9 @@ def method_names() -> list[str]:
 
 @cache
 def method_class(name: str) -> type[Method]:
-    """The class of a method; `BadInput` if there is none of that name, or its file does not hold it."""
+    """The class of a method; `BadInput` if there is none or more than one of that name, or its file lacks it."""
+    if name in _AMBIGUOUS:
+        raise BadInput(_AMBIGUOUS[name])
     if name in _files(PACKAGE) and name in _entry_points():
         other = _entry_points()[name].value
         raise BadInput(f"method {name!r} is built in, and registered as {other}; rename the registered one")
@@ -63,6 +72,50 @@ def method_class(name: str) -> type[Method]:
         point = _entry_points()[name]
         return _checked(_loaded(point.value, point.load), name, point.value)
     raise BadInput(did_you_mean(name, method_names(), "method"))
+
+
+def find(text: str) -> type[Method]:
+    """The class of a method by its name, or by `module:Class` or `FILE.py:Class` where it is not registered (yet).
+
+    `BadInput` if there is none. Modules beside the user are found inside `importable()` alone.
+    """
+    module, colon, attribute = text.rpartition(":")
+    if not colon:
+        return method_class(text)
+    loaded = _loaded(
+        module, lambda: _from_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    )
+    found = getattr(loaded, attribute, None)
+    return _checked(found, getattr(found, "name", ""), text)
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module of a file that stands in no package; loaded once."""
+    name = f"_method_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return sys.modules[name]
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """While the block runs, modules in the working folder can be imported, where commands do not look.
+
+    It comes last, so that no folder of the user's shadows a library.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _files(package: str) -> list[str]:
@@ -110,9 +163,14 @@ def resolve(label: str, *, model: str = "", kind: str = "*", passed: Values | No
     cls = method_class(name)
     preset, from_preset = _preset(label, model, kind)
     given = {**(cls.variants[variant] if variant else {}), **from_preset, **(passed or {})}
-    instance = cls(**_typed(label, cls, given))
+    instance = build(label, cls, given)
     settled = {f.name: getattr(instance, f.name) for f in fields(instance)}
     return MethodSpec(label, name, variant, _json(label, settled), _json(label, passed or {}), preset, instance)
+
+
+def build(label: str, cls: type[Method], given: Values) -> Method:
+    """The method with the given fields; `BadInput` for an unknown one, or a value of the wrong type."""
+    return cls(**_typed(label, cls, given))
 
 
 def split(label: str) -> tuple[str, str | None]:

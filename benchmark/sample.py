@@ -33,8 +33,11 @@ class Sampler:
     steps: int
     guidance: float
     """Classifier-free guidance g in u + g(c − u); 1 is none."""
-    size: int | None = None
-    """Side of the square image in pixels that the backbone must have been loaded for; None is whatever it has."""
+    size: int | tuple[int, int] | None = None
+    """Side of the square image, or (height, width), in pixels that the backbone must have been loaded for; None is
+    whatever it has."""
+    negative_prompt: str = ""
+    """What u is conditioned on."""
 
 
 class Item(Protocol):
@@ -72,7 +75,7 @@ def _batches(
     backbone: Backbone, everything: Sequence[AnyItem], sampler: Sampler, batch: int, prompts: PromptRule | None
 ) -> Iterator[tuple[list[AnyItem], NDArray[np.uint8]]]:
     texts = Texts(backbone, [rewrite(item.prompt, prompts) for item in everything])
-    empty = encode(backbone, [""]).expand(batch)
+    empty = encode(backbone, [sampler.negative_prompt]).expand(batch)
     for start in range(0, len(everything), batch):
         part = list(everything[start : start + batch])
         text = texts.take([rewrite(item.prompt, prompts) for item in part])
@@ -158,10 +161,11 @@ def _check(backbone: Backbone, sampler: Sampler, batch: int) -> None:
         raise BadInput(f"expected a batch of at least 1 image, got {batch}")
     if sampler.scheduler != "ddim":
         raise BadInput(f"expected scheduler 'ddim', got {sampler.scheduler!r}; no other is implemented")
-    if sampler.size is not None and backbone.image_size != (sampler.size, sampler.size):
+    size = (sampler.size, sampler.size) if isinstance(sampler.size, int) else sampler.size
+    if size is not None and backbone.image_size != size:
         height, width = backbone.image_size
         raise BadInput(
-            f"expected a model for {sampler.size}x{sampler.size} pixels, got {backbone.name} for {height}x{width}; "
+            f"expected a model for {size[0]}x{size[1]} pixels, got {backbone.name} for {height}x{width}; "
             f"load it with size={sampler.size}"
         )
     backbone.timesteps(sampler.steps)  # refuses a number of steps that the model's schedule does not have

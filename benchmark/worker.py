@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark import device, keys
+from benchmark import data_files, device, image_folders, keys, prompt_files, scoring
 from benchmark.errors import BadInput, BenchError
 from benchmark.items import Item
 from benchmark.metrics import evaluators, protocols, summary
@@ -30,7 +30,8 @@ from benchmark.store import Store
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
     from benchmark.interface import Edit
-    from benchmark.metrics.evaluators import Array, Evaluator
+    from benchmark.metrics.evaluators import Array, Evaluator, PairEvaluator
+    from benchmark.metrics.protocols import Given
 
 Image = NDArray[np.uint8]
 GREY = 128
@@ -62,6 +63,9 @@ class Worker:
     def __init__(self, plan: Plan, store: Store, *, threads: int, say: Callable[[str], None]) -> None:
         self.plan, self.store, self.threads, self.say = plan, store, threads, say
         self._judges: dict[str, Evaluator] = {}
+        self._other: Backbone | None = None
+        self._last: dict[str, tuple[str, dict[Pair, int], Image]] = {}
+        self._bases: dict[str, dict[str, Any]] = {}  # by request: the unedited model's summary
         self._hashes: dict[str, str] = {}  # of judges' weights: megabytes, asked for in every cell
         self._failures: dict[str, str] = {}  # by edit key: an edit that several cells need is tried once a run
 
@@ -75,6 +79,20 @@ class Worker:
         torch.set_num_threads(self.threads)
         spec = self.plan.model
         return load(str(spec.folder or spec.name), device=device.kind(), size=self.plan.form.sampler.size)
+
+    def sized(self, size: tuple[int, int]) -> Backbone:
+        """The model for images of another (height, width); the last such one is kept."""
+        import torch
+
+        from benchmark.backbones.load import load
+
+        if size == (self.plan.form.sampler.size,) * 2:
+            return self.backbone
+        if self._other is None or self._other.image_size != size:
+            torch.set_num_threads(self.threads)
+            spec = self.plan.model
+            self._other = load(str(spec.folder or spec.name), device=device.kind(), size=size)
+        return self._other
 
     def judge(self, name: str) -> Evaluator:
         """An evaluator, loaded once."""
@@ -120,6 +138,7 @@ class Worker:
     def _forget_model(self) -> None:
         """After a fault nobody knows what was left in the model: whoever needs it next loads it again."""
         self.__dict__.pop("backbone", None)
+        self._other = None
 
     def load_edit(self, spec: EditSpec) -> Edit:
         """A stored edit; the empty one for the unedited model."""
@@ -160,15 +179,29 @@ class Worker:
         if edit.output == "grey":
             yield from grey(items, self.plan.batch, self.plan.form.sampler.size)
             return
+        for own, part in _by_settings(items).items():
+            yield from self._drawn(spec, edit, part, *own)
+
+    def _drawn(
+        self, spec: EditSpec, edit: Edit, items: Sequence[Item], guidance: float | None, size: tuple[int, int] | None
+    ) -> Generator[tuple[list[Item], Image], None, None]:
+        """Images of items of one guidance and size, by default the suite's."""
         from benchmark.edits import apply
         from benchmark.sample import Sampler, sample
 
         declared = self.plan.form.sampler
-        sampler = Sampler(steps=declared.steps, guidance=declared.guidance, size=declared.size)
-        changes: AbstractContextManager[Any] = nullcontext() if spec.empty else apply(self.backbone, edit)
+        shape = (declared.size, declared.size) if size is None else (size[1], size[0])
+        sampler = Sampler(
+            steps=declared.steps,
+            guidance=declared.guidance if guidance is None else guidance,
+            size=shape,
+            negative_prompt=declared.negative_prompt,
+        )
+        backbone = self.sized(shape)
+        changes: AbstractContextManager[Any] = nullcontext() if spec.empty else apply(backbone, edit)
         try:
             with changes:
-                yield from sample(self.backbone, items, sampler, self.plan.batch, edit.prompts)
+                yield from sample(backbone, items, sampler, self.plan.batch, edit.prompts)
         except BadInput:
             raise
         except BenchError as error:
@@ -182,7 +215,12 @@ class Worker:
 
     # --- scores -----------------------------------------------------------------------------------------------
     def scores(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage, spent: Spent) -> dict[str, Any]:
-        """Rows and summary of a cell, as its record has them."""
+        """Rows and summary of a cell, as its record has them, beside the unedited model of the same request."""
+        found = self._scores(cell, shards, stage, spent)
+        base = self._base_summary(cell, found["summary"])
+        return found if base is None else {**found, "summary": summary.with_unedited(found["summary"], base)}
+
+    def _scores(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage, spent: Spent) -> dict[str, Any]:
         address = (keys.SCORES, self._scores_key(cell))
         if not self.store.has(*address):
             started = time.perf_counter()
@@ -192,18 +230,43 @@ class Worker:
         stage.advance(len(cell.items) - stage.done)
         return dict(json.loads(self.store.read(*address, file="scores.json")))
 
+    def base(self, cell: Cell) -> Cell | None:
+        """The unedited model's cell of the same request, if the plan has it."""
+        same = (c for c in self.plan.cells if c.edit is not None and c.edit.empty)
+        return next((c for c in same if c.request.name == cell.request.name), None)
+
+    def _base_summary(self, cell: Cell, own: dict[str, Any]) -> dict[str, Any] | None:
+        base, name = self.base(cell), cell.request.name
+        if base is None or base is cell:
+            self._bases |= {} if base is None else {name: own}
+            return None if base is None else own
+        if name not in self._bases:
+            quiet, spent = _quiet(), Spent()
+            try:
+                self._bases[name] = self._scores(base, self.images(base, quiet, spent), quiet, spent)["summary"]
+            except CellFailed:  # it has a record of its own that says so
+                return None
+        return self._bases[name]
+
     def _scores_key(self, cell: Cell) -> str:
-        form = self.plan.form
+        form, base = self.plan.form, self.base(cell)
         asked = [[i.role, i.concept, i.prompt, i.replicate, i.seed] for i in cell.items]
         by = {name: [protocols.protocol(name).version, self._weights(name)] for name in form.protocols}
         settings = {"primary": form.primary, "headline": self.plan.suite.headline, "summary": summary.VERSION}
         keep = [c.name for c in cell.request.keep]
-        return keys.digest({"images": cell.images_key, "items": asked, "protocols": by, "keep": keep, **settings})
+        against = {"classes": list(cell.request.classes), "unedited": base and base.images_key}
+        return keys.digest(
+            {"images": cell.images_key, "items": asked, "protocols": by, "keep": keep, **settings, **against}
+        )
 
     def _weights(self, protocol: str) -> str:
+        """Of an evaluator's weights, and of the real images that it compares with."""
         judge = protocols.protocol(protocol).evaluator
         if judge not in self._hashes:
-            self._hashes[judge] = evaluators.weights_hash(judge)
+            named = self.plan.form.reference is not None and evaluators.spec_of(judge).compares
+            found = evaluators.weights_hash(judge, reference=not named)
+            both = f"{found}\n{image_folders.digest(self.reference_images)}" if named else ""
+            self._hashes[judge] = hashlib.sha256(both.encode()).hexdigest() if named else found
         return self._hashes[judge]
 
     def _score(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage) -> dict[str, Any]:
@@ -219,29 +282,40 @@ class Worker:
             "valid": [True] * len(items),
             "values": {},
         }
-        sets: dict[str, Any] = {}
-        raws: dict[str, dict[str, Array]] = {}
-        for name in form.protocols:
-            protocol = protocols.protocol(name)
-            judge = self.judge(protocol.evaluator)
-            if judge.id not in raws:
-                raws[judge.id] = self._raw_rows(cell, judge, shards, stage)
-            raw = raws[judge.id]
-            if protocol.scope == "set":
-                kept = [k for k, i in enumerate(items) if i.role == "kept"]
-                reference = judge.reference([c.name for c in cell.request.keep])
-                sets[name] = protocols.score_set(name, raw["features"][kept].astype(np.float64), reference)
-                continue
-            scored = protocols.score(name, raw, rows["concept"], rows["prompt"], judge)
-            rows["values"][name] = summary.finite(scored.values.tolist())
-            if name == form.primary:
-                rows["valid"] = [bool(v) for v in scored.valid]
-        said = summary.summarise(
-            rows, primary=form.primary, headline_id=self.plan.suite.headline, protocols=form.protocols, sets=sets
+        return scoring.scored(
+            rows,
+            names=form.protocols,
+            primary=form.primary,
+            headline=self.plan.suite.headline,
+            source=_CellSource(self, cell, shards, stage),
         )
-        return {"rows": rows, "summary": said}
 
-    def _raw_rows(self, cell: Cell, judge: Evaluator, shards: Mapping[Pair, str], stage: Stage) -> dict[str, Array]:
+    @cached_property
+    def reference_images(self) -> tuple[image_folders.ImageFile, ...]:
+        """The real images that the form names: those whose captions are its general prompts."""
+        form = self.plan.form
+        general = form.prompts.general
+        assert form.reference is not None and general is not None  # the form was checked for it
+        assert general.dataset is not None and general.file is not None
+        ids = [row.image for row in prompt_files.load(general.dataset, general.file) if row.image is not None]
+        if not ids:
+            raise BadInput(f"{general.dataset}/{general.file} names no images to compare with")
+        folder = data_files.find(data_files.wanted(form.reference.dataset, form.reference.file))
+        return image_folders.of_coco(image_folders.listed(folder), ids)
+
+    def reference_features(self, judge: Evaluator) -> Array:
+        """The judge's features of `reference_images`, computed once a store."""
+        from safetensors.numpy import load, save
+
+        about = {"reference": image_folders.digest(self.reference_images), "evaluator": judge.id, "weights": judge.hash}
+        address = (keys.RAW, keys.digest(about))
+        if not self.store.has(*address):
+            rows = [judge.raw(image_folders.pixels(i)[None])["features"] for i in self.reference_images]
+            self.store.put(*address, files={RAW: save({"features": np.concatenate(rows)})})
+        features: Array = load(self.store.read(*address, file=RAW))["features"]
+        return features.astype(np.float64)
+
+    def raw_rows(self, cell: Cell, judge: Evaluator, shards: Mapping[Pair, str], stage: Stage) -> dict[str, Array]:
         """A judge's raw outputs, one row an item, from the store or computed shard by shard."""
         _, key = _edit_of(cell)
         wanted: dict[str, list[int]] = {}
@@ -267,6 +341,32 @@ class Worker:
             self.store.put(*address, files={RAW: save(judge.raw(self.load_images(key, shard)))})
         return dict(load(self.store.read(*address, file=RAW)))
 
+    def pair_rows(self, cell: Cell, base: Cell, judge: PairEvaluator, shards: Mapping[Pair, str]) -> dict[str, Array]:
+        """A judge's raw outputs of each item's image beside the unedited model's, one row an item."""
+        from safetensors.numpy import load, save
+
+        (_, mine), (_, other) = _edit_of(cell), _edit_of(base)
+        about = {"images": mine, "against": other, "evaluator": judge.id, "weights": judge.hash}
+        pairs = [(i.prompt, i.seed) for i in cell.items]
+        address = (keys.RAW, keys.digest({**about, "pairs": pairs}))
+        if not self.store.has(*address):
+            theirs = self.images(base, _quiet(), Spent())
+            rows = [judge.pairs(self._one(mine, shards[p], p), self._one(other, theirs[p], p)) for p in pairs]
+            self._last.clear()
+            self.store.put(*address, files={RAW: save({k: np.concatenate([r[k] for r in rows]) for k in rows[0]})})
+        return dict(load(self.store.read(*address, file=RAW)))
+
+    def _one(self, key: str, shard: str, pair: Pair) -> Image:
+        """One image, `(1, h, w, 3)`; the last shard of each folder stays in memory, since neighbours are asked for."""
+        if key not in self._last or self._last[key][0] != shard:
+            self._last[key] = (
+                shard,
+                {p: i for i, p in enumerate(self.pairs(key, shard))},
+                self.load_images(key, shard),
+            )
+        _, places, images = self._last[key]
+        return images[places[pair] : places[pair] + 1]
+
     def pairs(self, key: str, shard: str) -> list[Pair]:
         """Prompt and seed of each image of a shard, in order."""
         listed = keys.parse_items(self.store.read(keys.IMAGES, key, shard, file="items.json"))
@@ -288,6 +388,55 @@ class Worker:
         return found
 
 
+class _CellSource:
+    """Raw outputs of one cell, from the store or made."""
+
+    def __init__(self, worker: Worker, cell: Cell, shards: Mapping[Pair, str], stage: Stage) -> None:
+        self.worker, self.cell, self.shards, self.stage = worker, cell, shards, stage
+        self._raws: dict[str, dict[str, Array]] = {}
+
+    def judge(self, evaluator: str) -> Evaluator:
+        return self.worker.judge(evaluator)
+
+    def raw(self, evaluator: str) -> Mapping[str, Array]:
+        if evaluator not in self._raws:
+            self._raws[evaluator] = self.worker.raw_rows(self.cell, self.judge(evaluator), self.shards, self.stage)
+        return self._raws[evaluator]
+
+    def pairs(self, evaluator: str) -> Mapping[str, Array]:
+        base = self.worker.base(self.cell)
+        judge = scoring.load_pair_or_refuse(evaluator, base is not None)
+        assert base is not None
+        return self.worker.pair_rows(self.cell, base, judge, self.shards)
+
+    def reference(self, evaluator: str, role: str) -> Array:
+        judge = self.judge(evaluator)
+        if role == "general" and self.worker.plan.form.reference is not None:
+            return self.worker.reference_features(judge)
+        return judge.reference([c.name for c in self.cell.request.keep] if role == "kept" else [])
+
+    def given(self, judge: Evaluator) -> Given:
+        base, known = self.worker.base(self.cell), None
+        if base is not None and scoring.needs_gallery(judge):
+            quiet = _quiet()
+            raw = self.worker.raw_rows(base, judge, self.worker.images(base, quiet, Spent()), quiet)
+            known = protocols.Unedited(raw, [i.concept for i in base.items])
+        return protocols.Given(self.cell.request.classes, known)
+
+
+def _quiet() -> Stage:
+    """For work beside a cell's own."""
+    return Stage("beside", None, "images", time.monotonic)
+
+
+def _by_settings(items: Sequence[Item]) -> dict[tuple[float | None, tuple[int, int] | None], list[Item]]:
+    """Items by guidance and size of their own: a batch has one of each."""
+    found: dict[tuple[float | None, tuple[int, int] | None], list[Item]] = {}
+    for item in items:
+        found.setdefault((item.guidance, item.size), []).append(item)
+    return found
+
+
 def _made(spec: EditSpec, backbone: Backbone, given: Mapping[str, Edit]) -> tuple[Edit, dict[str, bytes]]:
     """The edit and its files; raises whatever the method does, and BenchError for what cannot be stored or counted."""
     from dataclasses import replace
@@ -295,7 +444,7 @@ def _made(spec: EditSpec, backbone: Backbone, given: Mapping[str, Edit]) -> tupl
     from benchmark import edits
 
     edit = edits.make(spec.method.instance, backbone, replace(spec.asked(), given=given), spec.strategy)
-    if not (edit.weights or edit.deltas or edit.prompts or edit.output):
+    if not (edit.weights or edit.deltas or edit.gates or edit.prompts or edit.output):
         raise BenchError("the edit is empty: nothing is erased")
     if path := next((t for t in _texts(edit.notes) if _absolute(t)), None):
         raise BenchError(f"the edit's notes hold an absolute path, which differs between machines: {path}")

@@ -59,12 +59,14 @@ class Task:
 
     frozen: Backbone
     texts: Embedding
-    """One row a concept."""
+    """One row a concept: what the student is asked for, and the walks lead to."""
+    removed: Embedding | None
+    """One row a concept: what is taken out of the prompts in `texts`; None where they are the concepts themselves."""
     empty: Embedding
     settings: Settings
 
     def text(self, samples: Sequence[Sample]) -> Embedding:
-        """`(batch, …)`: each sample's concept."""
+        """`(batch, …)`: each sample's prompt."""
         return self.texts[[s.concept for s in samples]]
 
 
@@ -81,16 +83,24 @@ class Example(NamedTuple):
 
 
 def distill(
-    backbone: Backbone, prompts: Sequence[str], settings: Settings, train: str, seed: int
+    backbone: Backbone,
+    prompts: Sequence[str],
+    settings: Settings,
+    train: str,
+    seed: int,
+    removed: Sequence[str] | None = None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """New values of the tensors that training changed, and the loss of each iteration.
 
+    `removed`, where given, is what each prompt shall lose; else a prompt is itself what is erased.
+
     BenchError when a loss is not finite. All randomness comes from `seed`, through generators of our own.
     """
-    student = backbone.student()
     names = trained_names(backbone.layers(), train)
+    student = backbone.student(names)  # only what is trained has a second copy
     live, before = student.tensors(), backbone.tensors()
-    task = Task(backbone, backbone.embed(prompts), backbone.embed([""]), settings)
+    gone = None if removed is None else backbone.embed(removed)
+    task = Task(backbone, backbone.embed(prompts), gone, backbone.embed([""]), settings)
     plan = draw(np.random.default_rng(seed), settings, len(prompts))
     examples = beforehand(task, plan) if settings.latents_from == "frozen" else as_it_goes(task, student, plan)
     losses = fit(student, [live[n] for n in names], examples, settings.lr)
@@ -100,7 +110,7 @@ def distill(
 
 # --- what is trained --------------------------------------------------------------------------------------------------
 def trained_names(layers: Iterable[Layer], train: str) -> list[str]:
-    """Names of the parameters in the set `x`, `x-strict`, `u` or `u-2025`; BadInput if the model has none of them."""
+    """Names of the parameters in the set (see ESD's `train`); BadInput if the model has none of them."""
     names = [name for layer in layers if _is_trained(layer, train) for name in layer.parameters]
     if not names:
         raise BadInput(f"esd trains the layers {train!r}, but this model has none of them; set train to another set")
@@ -113,6 +123,10 @@ def _is_trained(layer: Layer, train: str) -> bool:
         return reads_text
     if train == "x-strict":
         return reads_text and layer.name.endswith(_KEYS_VALUES)
+    if train == "self":
+        return layer.part == "self-attention" and layer.kind != "norm"
+    if train == "all":
+        return layer.kind in ("linear", "conv")
     if train == "u":  # the first released code's `noxattn`: norms are trained, time embedding and output are not
         return not reads_text and layer.part not in ("time", "output")
     return not reads_text and layer.kind in ("linear", "conv")  # u-2025
@@ -158,14 +172,19 @@ def latents(task: Task, model: Backbone, samples: Sequence[Sample]) -> Tensor:
 def example(task: Task, x: Tensor, samples: Sequence[Sample]) -> Example:
     """The latents with what the frozen model, guided away from the concept, predicts for them."""
     t, text = times(task.frozen, samples), task.text(samples)
-    both = concatenate([task.empty.expand(len(x)), text])
-    null, concept = task.frozen.predict(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-    return Example(x, t, text, away(null, concept, task.settings.eta))
+    texts = [task.empty.expand(len(x)), text]
+    if task.removed is not None:
+        texts.append(task.removed[[s.concept for s in samples]])
+    n = len(texts)
+    predictions = task.frozen.predict(torch.cat([x] * n), torch.cat([t] * n), concatenate(texts)).chunk(n)
+    null, concept = predictions[0], predictions[-1]
+    start = null if task.removed is None else predictions[1]
+    return Example(x, t, text, away(start, null, concept, task.settings.eta))
 
 
-def away(null: Tensor, concept: Tensor, eta: float) -> Tensor:
-    """ε(∅) − η [ε(c) − ε(∅)]: paper, eq. 6."""
-    return null - eta * (concept - null)
+def away(start: Tensor, null: Tensor, concept: Tensor, eta: float) -> Tensor:
+    """start − η [ε(c) − ε(∅)]. Paper, eq. 6, has start = ε(∅); with `erase_from` it is ε of that prompt (2025 code)."""
+    return start - eta * (concept - null)
 
 
 def as_it_goes(task: Task, student: Backbone, plan: Iterable[Sequence[Sample]]) -> Iterator[Example]:

@@ -25,7 +25,7 @@ from methods._fields import number, one_of
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
 
-Train = Literal["by-kind", "x", "x-strict", "u", "u-2025"]
+Train = Literal["by-kind", "x", "x-strict", "u", "u-2025", "self", "all"]
 LatentsFrom = Literal["student", "frozen"]
 TimestepRule = Literal["aligned", "alt", "compvis"]
 
@@ -61,9 +61,12 @@ class ESD(Method):
         }
     )
 
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 3, "steps": 4, "lr": 1e-3})
+
     train: Train = "by-kind"
     """What is trained. `x`: cross-attention; `x-strict`: its keys and values alone; `u`: all but cross-attention, the
     time embedding and the output layers; `u-2025`: linear and convolution layers outside cross-attention, no norms.
+    `self`: self-attention; `all`: every linear and convolution layer.
     `by-kind`: x for styles, identities and fine-grained names, u for all else, as in the paper."""
     iterations: int = 1000
     lr: float = 1e-5
@@ -80,6 +83,9 @@ class ESD(Method):
     timestep_rule: TimestepRule = "aligned"
     """`aligned`: t is x_t's own time. `alt`: about 19/1000 above it, and never pure noise, as in the authors' second
     script for diffusers. `compvis`: x_t is 40 to 60/1000 cleaner than t, as in the first released code."""
+    erase_from: str = ""
+    """A prompt that shall lose the concept and stay itself, such as "cowboy" that loses "cowboy hat"; the walks lead
+    to it, and the target is its own prediction − η [ε*(c) − ε*(∅)]. "": the concept itself is erased."""
     template: str = "{}"
     """The prompt for a name; the paper's is the plain name."""
 
@@ -101,8 +107,9 @@ class ESD(Method):
         if not request.erase:
             return Edit()
         train = self.trained(request)
-        prompts = [self.template.replace("{}", t.name) for t in request.erase]
-        weights, losses = distill(backbone, prompts, self, train, request.seed)
+        names = [self.template.replace("{}", t.name) for t in request.erase]
+        prompts, removed = ([self.erase_from] * len(names), names) if self.erase_from else (names, None)
+        weights, losses = distill(backbone, prompts, self, train, request.seed, removed)
         tail = max(1, len(losses) // 10)
         first, last = sum(losses[:tail]) / tail, sum(losses[-tail:]) / tail
         return Edit(weights=weights, notes={"train": train, "prompts": prompts, "loss_first": first, "loss_last": last})

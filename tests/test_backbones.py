@@ -266,6 +266,80 @@ def test_student_has_its_own_denoiser_and_shares_the_text_encoder(backbone: Back
     assert digest(backbone) == before
 
 
+def test_student_of_some_names_copies_those_alone(backbone: Backbone) -> None:
+    name, other = (p.name for p in backbone.projections()[:2])
+    student = backbone.student([name])
+    mine, theirs = backbone.tensors(), student.tensors()
+    assert {n for n in mine if mine[n].data_ptr() != theirs[n].data_ptr()} == {name}
+    x, t, text = backbone.noise([1]), backbone.timesteps(4)[1], backbone.embed(["cat"])
+    assert torch.equal(student.predict(x, t, text), backbone.predict(x, t, text))
+    theirs[name].mul_(2)
+    assert not torch.equal(student.predict(x, t, text), backbone.predict(x, t, text))
+    assert torch.equal(student.student([other]).predict(x, t, text), student.predict(x, t, text))
+    with pytest.raises(BadInput, match="unknown tensor of the denoiser 'nothing'"):
+        backbone.student(["nothing"])
+
+
+# --- what methods lend ----------------------------------------------------------------------------------------
+def test_substituted_weights_act_and_carry_gradients(backbone: Backbone) -> None:
+    name, before = backbone.projections()[0].name, digest(backbone)
+    weight = backbone.tensors()[name].clone().requires_grad_()
+    x, t, text = backbone.noise([1]), backbone.timesteps(4)[1], backbone.embed(["cat"])
+    plain = backbone.predict(x, t, text)
+    with backbone.substituted({name: weight}):
+        same = backbone.predict(x, t, text)
+        with backbone.substituted({name: 2 * weight}):
+            other = backbone.predict(x, t, text)
+    assert torch.equal(plain, same) and not torch.equal(plain, other)
+    same.square().mean().backward()
+    assert weight.grad is not None and weight.grad.any()
+    assert torch.equal(backbone.predict(x, t, text), plain) and digest(backbone) == before
+
+
+def test_substituted_refuses_what_does_not_fit(backbone: Backbone) -> None:
+    name = backbone.projections()[0].name
+    with (
+        pytest.raises(BadInput, match="unknown tensor of the denoiser"),
+        backbone.substituted({"unet.x": torch.ones(1)}),
+    ):
+        pass
+    with pytest.raises(BadInput, match="of shape"), backbone.substituted({name: torch.ones(1)}):
+        pass
+
+
+def test_attached_changes_act_and_come_off(backbone: Backbone) -> None:
+    name = backbone.projections()[0].name
+    x, t, text = backbone.noise([1]), backbone.timesteps(4)[1], backbone.embed(["cat"])
+    plain, seen = backbone.predict(x, t, text), []
+
+    def change(given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        seen.append(given.shape)
+        return 2 * output
+
+    with backbone.attached({name: change}):
+        other = backbone.predict(x, t, text)
+    assert not torch.equal(plain, other) and len(seen) == 1
+    assert torch.equal(backbone.predict(x, t, text), plain)
+    with pytest.raises(BadInput, match="unknown projection"), backbone.attached({"unet.x": change}):
+        pass
+
+
+def test_attention_maps_are_probabilities_and_leave_the_prediction() -> None:
+    backbone = random_unet()
+    x, t, text = backbone.noise([1, 2]), backbone.timesteps(4)[1], backbone.embed(["cat", "a dog"])
+    plain = backbone.predict(x, t, text)
+    with backbone.attention_maps() as maps:
+        recorded = backbone.predict(x, t, text)
+    torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=1e-5)
+    assert len(maps) == sum(p.role == "key" for p in backbone.projections())
+    for layer in maps:
+        assert layer.shape[0] == 2 and layer.shape[-1] == text.tokens.shape[1]
+        torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
+    assert torch.equal(backbone.predict(x, t, text), plain)  # the processors are back
+    with pytest.raises(BadInput, match="joint attention"):
+        random_flux().attention_maps()
+
+
 def test_counts_are_in_samples_and_include_students(backbone: Backbone) -> None:
     student = backbone.student()
     student.tensors()[backbone.projections()[0].name].requires_grad_(True)

@@ -13,7 +13,20 @@ from typer.testing import CliRunner, Result
 
 from benchmark import cli
 
-COMMANDS = ("board", "doctor", "erase", "fetch", "list", "plan", "run", "show", "verify")
+COMMANDS = (
+    "board",
+    "check-method",
+    "doctor",
+    "erase",
+    "fetch",
+    "list",
+    "neighbours",
+    "new-method",
+    "plan",
+    "run",
+    "show",
+    "verify",
+)
 
 
 @pytest.fixture

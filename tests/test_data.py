@@ -17,12 +17,14 @@ HEADER = "name,group,kind,synonyms,anchor,split,weight\n"
 def test_shipped_datasets_load_with_distinct_names_and_a_full_card(name: str):
     dataset = data.load(name)
     names = [c.name for c in dataset.concepts]
-    assert len(set(names)) == len(names) > 0
+    assert len(set(names)) == len(names)
+    assert names or dataset.card.files
     assert all((dataset.card.title, dataset.card.source, dataset.card.licence, dataset.card.citation, dataset.card.get))
 
 
 def test_the_shipped_datasets_are_there():
-    assert {"cifar10", "celebrities", "testbed"} <= set(data.names())
+    public = "artists celebrities cifar10 coco30k cub200 i2p imagenet imagenette oxford_flowers stanford_dogs testbed"
+    assert set(public.split()) <= set(data.names())
 
 
 def test_cifar10_has_ten_classes_with_three_synonyms_each():
@@ -133,3 +135,33 @@ def test_lists_are_split_at_bars(tmp_path: Path):
         1.5,
     )
     assert cat.target().synonyms == cat.synonyms and cat.target().anchor == "animal, small"
+
+
+def test_a_label_may_come_last(tmp_path: Path):
+    path = tmp_path / "concepts.csv"
+    path.write_text(HEADER.strip() + ",label\ncat,a,object,,,test,1,n02123045\ndog,a,object,,,test,1,\n")
+    assert [c.label for c in data.concepts(path)] == ["n02123045", ""]
+    path.write_text(HEADER.strip() + ",label\ncat,a,object,,,test,1\n")
+    with pytest.raises(BadInput, match="line 2: expected 8 fields"):
+        data.concepts(path)
+    path.write_text("label," + HEADER + "n1,cat,a,object,,,test,1\n")
+    with pytest.raises(BadInput, match="line 1: expected the columns"):
+        data.concepts(path)
+
+
+def test_a_dataset_has_concepts_or_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmark.paths.datasets", lambda: tmp_path)
+    card = "title: a\nsource: b\nlicence: c\ncitation: d\nget: e\n"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "card.yaml").write_text(card)
+    with pytest.raises(BadInput, match="concepts.csv: expected this file, or files: in the card"):
+        data.load("mine")
+    one = "  - {name: x, kind: prompts, file: x.csv, licence: none, url: 'https://example.org/x.csv'}\n"
+    (tmp_path / "mine" / "card.yaml").write_text(card + "files:\n" + one)
+    assert data.load("mine").concepts == () and data.load("mine").file("x").url == "https://example.org/x.csv"
+    (tmp_path / "mine" / "card.yaml").write_text(card + "files:\n" + one + one)
+    with pytest.raises(BadInput, match="expected different names, got x, x"):
+        data.load("mine")
+    (tmp_path / "mine" / "card.yaml").write_text(card + "files:\n" + one.replace("kind: prompts, ", ""))
+    with pytest.raises(BadInput, match=r"card.yaml, line 7: files\[0\].kind: this key is required"):
+        data.load("mine")

@@ -45,6 +45,49 @@ def test_shadowed_datasets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert doctor.shadowing().state == "wrong"
 
 
+def test_data_files_are_shown_with_the_suites_that_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("ERASURE_BENCH_DATA", "ERASURE_BENCH_COCO30K"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    prompts = tmp_path / "i2p.csv"
+    prompts.write_text("prompt,sd_seed\na,1\n")
+    monkeypatch.setenv("ERASURE_BENCH_I2P", str(prompts))
+    users = {"i2p/prompts": ["explicit"], "coco30k/prompts": ["explicit", "styles"]}
+    monkeypatch.setattr(doctor, "_users", lambda: users)
+    found = {check.name: check for check in doctor.data_sets()}
+    assert found["i2p/prompts"].state == "ok" and found["i2p/prompts"].detail == f"for explicit; {prompts}"
+    coco = found["coco30k/prompts"]
+    assert coco.state == "absent" and coco.detail.startswith("for explicit, styles; coco30k/prompts from https://")
+    assert "size not recorded, licence captions CC BY 4.0" in coco.detail and "COCO30K (not set)" in coco.detail
+    assert coco.detail.endswith("`erasure-bench fetch explicit` gets it")
+    assert "unpack it" in found["coco30k/images"].detail and "6.0 GB" in found["coco30k/images"].detail
+    assert found["artists/prompts_100"].detail.startswith("no suite needs it")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  i2p.csv\n")
+    changed = {check.name: check for check in doctor.data_sets()}["i2p/prompts"]
+    assert changed.state == "wrong" and "expected 0000" in changed.detail
+
+
+def test_files_of_suites_are_found_in_their_forms(monkeypatch: pytest.MonkeyPatch):
+    """In whatever part of the form they are named, by any suite."""
+
+    class Forms:
+        def __init__(self, form: dict[str, object]) -> None:
+            self.form = form
+
+        def model_dump(self) -> dict[str, object]:
+            return {"paper": self.form, "embedded": None}
+
+    class Suite:
+        def __init__(self, form: dict[str, object]) -> None:
+            self.forms = Forms(form)
+
+    suites = {"a": Suite({"dataset": "i2p"}), "b": Suite({"dataset": "cifar10", "x": [{"dataset": "i2p"}]})}
+    monkeypatch.setattr("benchmark.suite.names", lambda: sorted(suites))
+    monkeypatch.setattr("benchmark.suite.load", lambda name: suites[name])
+    assert doctor._users() == {"i2p/prompts": ["a", "b"]}
+
+
 def test_images_of_the_random_model_are_exact_here():
     found = doctor.exactness(load("random-unet"))
     assert found.state == "ok", found.detail

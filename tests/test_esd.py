@@ -35,13 +35,31 @@ def plan(method: ESD, concepts: int = 2) -> list[_distill.Sample]:
 
 
 def task(backbone: Backbone, method: ESD) -> _distill.Task:
-    return _distill.Task(backbone, backbone.embed(["cat", "dog"]), backbone.embed([""]), method)
+    return _distill.Task(backbone, backbone.embed(["cat", "dog"]), None, backbone.embed([""]), method)
 
 
 # --- the target -------------------------------------------------------------------------------------------------------
 def test_target_by_hand() -> None:
     """ε(∅) = 1, ε(c) = 3, η = 2: 1 − 2·(3 − 1) = −3."""
-    assert _distill.away(torch.tensor(1.0), torch.tensor(3.0), 2.0).item() == -3
+    null, concept = torch.tensor(1.0), torch.tensor(3.0)
+    assert _distill.away(null, null, concept, 2.0).item() == -3
+
+
+def test_erase_from_starts_at_the_prompt_that_loses_the_concept(backbone: Backbone) -> None:
+    """ε(f) − η[ε(c) − ε(∅)], with the student asked for f; in float64 from the plain predictions."""
+    from_cat = _distill.Task(backbone, backbone.embed(["cat"]), backbone.embed(["dog"]), backbone.embed([""]), SHORT)
+    x, t = backbone.noise([1]), backbone.timesteps(5)[2]
+    ours = _distill.example(from_cat, x, [_distill.Sample(0, 0, 0, 2, 5, 2)])
+    with torch.no_grad():
+        null, cat, dog = (backbone.predict(x, t, backbone.embed([p])).double() for p in ("", "cat", "dog"))
+    torch.testing.assert_close(ours.target.double(), cat - SHORT.eta * (dog - null), atol=1e-5, rtol=1e-5)
+    assert torch.equal(ours.text.tokens, backbone.embed(["cat"]).tokens)
+
+
+def test_erase_from_is_another_edit() -> None:
+    plain, moved = (edits.make(replace(SHORT, erase_from=f), random_unet(), REQUEST) for f in ("", "bird"))
+    assert edits.edit_hash(plain) != edits.edit_hash(moved)
+    assert moved.notes["prompts"] == ["bird", "bird"]
 
 
 def test_eta_2_of_the_2025_code_is_the_paper_s_1(backbone: Backbone) -> None:
@@ -150,6 +168,8 @@ def stable_diffusion() -> UNetBackbone:
         ("x-strict", 32, 19_169_280),
         ("u", 598, 813_495_680),
         ("u-2025", 388, 815_358_084),
+        ("self", 80, 49_574_080),
+        ("all", 468, 859_320_644),
     ],
 )
 def test_trained_sets_of_stable_diffusion(
@@ -161,7 +181,7 @@ def test_trained_sets_of_stable_diffusion(
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("train", ["x", "x-strict", "u", "u-2025"])
+@pytest.mark.parametrize("train", ["x", "x-strict", "u", "u-2025", "self", "all"])
 def test_each_set_changes_itself_alone(backbone: Backbone, train: Any) -> None:
     edit = edits.make(replace(SHORT, iterations=2, train=train), backbone, REQUEST)
     assert edit.weights and set(edit.weights) <= set(_distill.trained_names(backbone.layers(), train))

@@ -9,8 +9,9 @@ import pytest
 
 from benchmark.data import Concept
 from benchmark.errors import BadInput
-from benchmark.items import Item, request_items
+from benchmark.items import Item, placeholders, request_items
 from benchmark.keys import image_seed
+from benchmark.prompt_files import PromptRow
 from benchmark.suite import Prompts, RequestSpec, Role, Strategy
 
 
@@ -90,3 +91,80 @@ def test_no_role_is_thinned_away(scale: float):
 def test_a_scale_that_is_no_positive_number_is_refused(scale: float):
     with pytest.raises(BadInput, match="scale must be a number above 0"):
         request_items("s", 1, request(), scale)
+
+
+# --- roles beyond templates of concepts ---------------------------------------------------------------------------
+def with_roles(**prompts: Prompts) -> RequestSpec:
+    by_role: dict[Role, Prompts] = {"erased": Prompts(templates=("a {concept}",), images=2), **prompts}  # type: ignore[arg-type]
+    near = (concept("deer"), concept("dog"))
+    return RequestSpec("erase:cat", (concept("cat", "kitty"),), (concept("ship"),), "joint", by_role, near)
+
+
+def of(role: str, items: tuple[Item, ...]) -> list[Item]:
+    return [i for i in items if i.role == role]
+
+
+def test_neighbours_are_scored_against_themselves():
+    items = of("adjacent", request_items("s", 1, with_roles(adjacent=Prompts(templates=("a {concept}",), images=3))))
+    assert [(i.concept, i.prompt) for i in items] == [("deer", "a deer")] * 3 + [("dog", "a dog")] * 3
+
+
+def test_general_prompts_are_of_no_concept_and_implied_ones_of_what_is_erased():
+    fixed = Prompts(prompts=("a road", "a hill"), images=2)
+    items = request_items("s", 1, with_roles(general=fixed, synonym=fixed))
+    assert [(i.concept, i.prompt, i.replicate) for i in of("general", items)] == [
+        ("", "a road", 0),
+        ("", "a road", 1),
+        ("", "a hill", 0),
+        ("", "a hill", 1),
+    ]
+    assert {i.concept for i in of("synonym", items)} == {"cat"}
+
+
+def test_counted_seeds_begin_at_one_for_every_prompt():
+    counted = Prompts(templates=("a {concept}", "the {concept}"), images=3, seeds="counted")
+    items = request_items("s", 7, with_roles(kept=counted))
+    assert [(i.prompt, i.seed) for i in of("kept", items)] == [
+        (p, s) for p in ("a ship", "the ship") for s in (1, 2, 3)
+    ]
+
+
+FILE = Prompts(dataset="i2p", file="prompts")
+ROWS = [PromptRow(prompt=f"p{i}", seed=100 + i, guidance=2.0 + i, size=(64, 128), case=i) for i in range(20)]
+
+
+def test_prompts_of_a_file_keep_its_order_and_seeds_and_its_settings_only_where_they_count():
+    items = of("general", request_items("s", 1, with_roles(general=FILE), rows=lambda *_: ROWS))
+    assert [(i.prompt, i.seed, i.guidance, i.size) for i in items] == [(r.prompt, r.seed, None, None) for r in ROWS]
+    honoured = FILE.model_copy(update={"honour_row_settings": True})
+    items = of("general", request_items("s", 1, with_roles(general=honoured), rows=lambda *_: ROWS))
+    assert [(i.guidance, i.size) for i in items] == [(r.guidance, r.size) for r in ROWS]
+
+
+@pytest.mark.parametrize(("scale", "count"), [(2.0, 20), (1.0, 20), (0.5, 10), (0.1, 2), (1e-9, 1)])
+def test_a_file_is_thinned_evenly(scale: float, count: int):
+    items = of("general", request_items("s", 1, with_roles(general=FILE), scale, lambda *_: ROWS))
+    assert len(items) == count
+    gaps = {b.seed - a.seed for a, b in zip(items, items[1:], strict=False)}
+    assert gaps <= {round(20 / count)}
+
+
+def test_a_file_that_tells_erased_from_kept_gives_each_role_its_own_with_the_concept_in_the_prompt():
+    rows = [
+        PromptRow(prompt="a Cat", seed=1, role="erased", case=0),
+        PromptRow(prompt="the ship", seed=2, role="kept", case=1),
+    ]
+    items = request_items("s", 1, with_roles(erased=FILE, kept=FILE), rows=lambda *_: rows)
+    assert [(i.role, i.concept, i.prompt, i.seed) for i in items] == [
+        ("erased", "cat", "a Cat", 1),
+        ("kept", "ship", "the ship", 2),
+    ]
+    with pytest.raises(BadInput, match="i2p/prompts holds no prompt of type kept"):
+        request_items("s", 1, with_roles(erased=FILE, kept=FILE), rows=lambda *_: rows[:1])
+
+
+def test_a_file_that_is_not_here_counts_with_as_many_prompts_as_its_card_says():
+    rows = placeholders("i2p", "prompts")
+    assert len(rows) == 4703 and len({(r.prompt, r.seed) for r in rows}) == 4703
+    with pytest.raises(BadInput, match="its card does not say how many"):
+        placeholders("coco30k", "captions")

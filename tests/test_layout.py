@@ -16,24 +16,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors",
-    "device interface keys paths progress stats",
+    "device interface keys neighbours paths progress stats",
     "declared store",
     "data",
+    "data_files",
+    "image_folders prompt_files",
     "suite",
     "items models registry",
     "metrics",
     "backbones plan",
+    "gates scoring",
     "edits sample record",
-    "tables testbed",
-    "catalogue doctor erase fetch verify worker",
-    "run",
+    "evaluators merged tables testbed",
+    "catalogue conformance doctor erase fetch neighbourhood new_method verify worker",
+    "rescore run suite_table",
     "cli",
 )
 """Rooms of `benchmark/`, the core first: each imports from lines above its own only."""
 
 TORCH_FREE = (
-    "catalogue cli data declared device erase errors interface items keys models paths plan progress record registry "
-    "stats store suite verify"
+    "catalogue cli data data_files declared device erase errors image_folders interface items keys models "
+    "new_method paths plan progress prompt_files record registry stats store suite verify"
 ).split()
 """Modules of `benchmark` that answer at once, on a machine without a GPU stack; all of `tables` does too."""
 

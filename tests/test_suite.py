@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from benchmark import data, paths, suite
 from benchmark.errors import BadInput
-from benchmark.metrics.protocols import PROTOCOLS
+from benchmark.metrics.protocols import protocol
 from benchmark.registry import split
 
 FORMS: tuple[suite.FormName, ...] = ("paper", "embedded")
@@ -21,19 +22,21 @@ def shipped() -> list[tuple[str, suite.FormName]]:
 
 
 def resolved(name: str, form: suite.FormName) -> tuple[suite.RequestSpec, ...]:
-    chosen = suite.load(name).form(form)
-    return suite.requests(chosen, data.load(chosen.dataset))
+    return suite.requests(suite.load(name).form(form))
 
 
 @pytest.mark.parametrize(("name", "form"), shipped())
 def test_shipped_suites_resolve_to_known_concepts_methods_and_protocols(name: str, form: suite.FormName):
     declared = suite.load(name)
-    assert set(declared.form(form).protocols) <= set(PROTOCOLS)
+    for known in declared.form(form).protocols:
+        assert protocol(known).id == known
     for label in declared.methods:
         split(label)
     for request in resolved(name, form):
-        assert request.erase and request.keep
-        assert not set(request.erase) & set(request.keep)
+        assert request.erase and request.general
+        asked = [{c.name for c in part} for part in (request.erase, request.keep, request.adjacent)]
+        assert not asked[0] & (asked[1] | asked[2]), "what is erased is neither kept nor a neighbour"
+        assert ("kept" in request.prompts) <= bool(request.keep)
 
 
 def test_objects_erases_three_test_classes_by_the_published_draw():
@@ -154,9 +157,103 @@ def test_mistakes_are_one_line_with_file_line_and_key(tmp_path: Path, old: str, 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("images: 1}", "images: 1, dataset: coco30k}", "dataset and file go together"),
+        ('{templates: ["a {concept}"], images: 1}', "{dataset: i2p, file: prompts, images: 3}", "images goes with"),
+        (
+            '{templates: ["a {concept}"], images: 1}',
+            "{prompts: [a cat], images: 3}",
+            "kept: expected templates or a file",
+        ),
+        ("images: 1}", "images: 1, honour_row_settings: true}", "honour_row_settings goes with a file"),
+        (
+            "images: 2}",
+            "images: 2}\n      general: {templates: ['a {concept}'], images: 1}",
+            "general: expected prompts",
+        ),
+        ("images: 2}", "images: 2}\n      adjacent: {templates: ['a {concept}'], images: 1}", "needs neighbours"),
+        ("images: 2}", "images: 2}\n      general: {prompts: [a, a], images: 1}", "a prompt is given twice"),
+        ("images: 2}", "images: 2}\n      general: {prompts: contrl, images: 1}", "did you mean 'control'?"),
+        ("batch: 4", "batch: 4\n    general_prompts: embeded", "did you mean 'embedded'?"),
+        ("batch: 4", "batch: 4\n    gate: {erased: [0.9, 0.1]}", "0 ≤ low ≤ high ≤ 1"),
+        ("batch: 4", "batch: 4\n    gate: {synonym: [0.1, 0.9]}", "the form has no synonym prompts"),
+        (
+            "batch: 4",
+            "batch: 4\n    reference: {dataset: coco30k, file: images}",
+            "reference goes with prompts.general",
+        ),
+        ("guidance: 4.0,", "guidance: 1.0, negative_prompt: blurry,", "no effect at guidance 1"),
+        ("headline: H_c", "headline: ERB", "headline ERB needs forms.embedded.prompts.adjacent"),
+    ],
+)
+def test_mistakes_in_roles_gates_and_lists_are_told(tmp_path: Path, old: str, new: str, expected: str):
+    assert old in OWN
+    with pytest.raises(BadInput) as caught:
+        own(tmp_path, OWN.replace(old, new, 1))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+NEAR = OWN.replace("headline: H_c", "headline: ERB").replace("kept: {templates", "adjacent: {templates")
+
+
+def near(folder: Path, neighbours: str) -> suite.RequestSpec:
+    mine = own(folder, NEAR.replace("    batch: 4\n", f"    batch: 4\n    neighbours: {neighbours}\n"))
+    (request,) = suite.requests(mine.form("embedded"))
+    return request
+
+
+def test_neighbours_that_are_listed_hold_until_they_are_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    listed = "{top: 2, listed: {cat: [dog, deer, horse], dog: [cat, deer]}}"
+    request = near(tmp_path, listed)
+    assert [c.name for c in request.adjacent] == ["deer"], "what is erased beside it is no neighbour to keep"
+    assert [c.adjacent for c in request.erase] == [("dog", "deer"), ("cat", "deer")], "methods are told all"
+    known = data.load
+
+    def frozen(name: str) -> data.Dataset:
+        found = known(name)
+        return replace(found, concepts=tuple(replace(c, adjacent=("ship", "truck", "frog")) for c in found.concepts))
+
+    monkeypatch.setattr(data, "load", frozen)
+    assert [c.name for c in near(tmp_path, listed).adjacent] == ["ship", "truck"]
+
+
+def test_a_target_without_enough_neighbours_is_refused(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"requests\[0\]: expected 3 neighbours of 'dog', found 2; freeze them with"):
+        near(tmp_path, "{top: 3, listed: {cat: [dog, deer, horse], dog: [cat, deer]}}")
+    with pytest.raises(BadInput, match="unknown concept of dataset cifar10 'deeer'; did you mean 'deer'"):
+        near(tmp_path, "{top: 1, listed: {cat: [deeer], dog: [cat]}}")
+
+
+def test_concepts_are_put_together_from_several_datasets_and_draws(tmp_path: Path):
+    text = OWN.replace("dataset: cifar10", "dataset: [cifar10, celebrities, artists]").replace(
+        "erase: [cat, dog]",
+        "erase: [{names: [cat]}, {from: {group: erase_10, kind: identity}, count: 2, seed: 1}, "
+        "{group: erase_1, kind: style}]",
+    )
+    (request,) = suite.requests(own(tmp_path, text).form("embedded"))
+    assert [c.kind for c in request.erase] == ["object", "identity", "identity", "style"] and request.kind == "*"
+    assert request.classes[:4] == tuple(c.name for c in request.erase) and len(request.classes) == 4 + 9
+
+
+def test_datasets_that_share_a_name_are_not_put_together(tmp_path: Path):
+    mine = own(tmp_path, OWN.replace("dataset: cifar10", "dataset: [cifar10, testbed]"))
+    with pytest.raises(BadInput, match="'airplane' is a concept of several of cifar10, testbed"):
+        mine.form("embedded").concepts()
+
+
+def test_templates_by_kind(tmp_path: Path):
+    text = OWN.replace('["a {concept}"], images: 2', '{identity: ["portrait of {concept}"]}, images: 2')
+    prompts = own(tmp_path, text).form("embedded").prompts.erased
+    assert prompts.of_kind("identity") == ("portrait of {concept}",)
+    with pytest.raises(BadInput, match="no templates for concepts of kind object"):
+        prompts.of_kind("object")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
         ("[cat, dog]", "[cta]", r"requests\[0\]: unknown concept of dataset cifar10 'cta'; did you mean 'cat'\?"),
         ("{group: cifar}", "{group: cifr}", r"unknown group of dataset cifar10 'cifr'; did you mean 'cifar'\?"),
-        ("- {name", '- {name: "erase:pair", erase: [cat]}\n    - {name', "'erase:pair' comes 2 times"),
+        ("- {name", '- {name: "erase:pair", erase: [cat], keep: [dog]}\n    - {name', "'erase:pair' comes 2 times"),
     ],
 )
 def test_unknown_concepts_are_refused_with_the_nearest(tmp_path: Path, old: str, new: str, expected: str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -138,6 +138,24 @@ class Substitutes:
             if tensor.shape != own[key].shape:
                 raise BadInput(f"expected {name} of shape {tuple(own[key].shape)}, got {tuple(tensor.shape)}")
         return short
+
+    def own(self, denoiser: nn.Module, names: Collection[str] | None) -> Substitutes:
+        """Substitutes that start with copies, as leaves, of the named tensors (None: all) as they are here."""
+        twin, now = Substitutes(self._prefix[:-1]), {**dict(denoiser.named_parameters()), **self._now}
+        wanted = {self._prefix + key: tensor for key, tensor in now.items()}
+        if names is not None:
+            unknown = [name for name in names if name not in wanted]
+            if unknown:
+                raise BadInput(did_you_mean(unknown[0], wanted, "tensor of the denoiser"))
+            wanted = {name: wanted[name] for name in names}
+        twin._now = {n.removeprefix(self._prefix): t.detach().clone() for n, t in wanted.items()} | {
+            key: tensor for key, tensor in self._now.items() if self._prefix + key not in wanted
+        }
+        return twin
+
+    def over(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A backbone's `tensors`, with what is used in their place."""
+        return {**tensors, **{self._prefix + key: tensor for key, tensor in self._now.items()}}
 
     def call(self, denoiser: nn.Module, *args: Any, **options: Any) -> Any:
         """The denoiser's output."""

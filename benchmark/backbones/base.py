@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, final
@@ -158,8 +158,11 @@ class Backbone(abc.ABC):
         """The denoiser's parameter-bearing layers, in a fixed order."""
 
     @abc.abstractmethod
-    def student(self) -> Backbone:
-        """A copy that has a denoiser of its own and shares everything else."""
+    def student(self, names: Collection[str] | None = None) -> Backbone:
+        """A view with values of its own for the named denoiser tensors (None: all), which shares everything else.
+
+        Its `tensors()` shows its own values as leaves; nothing that is done to them reaches this backbone.
+        """
 
     @abc.abstractmethod
     def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, final
 
@@ -198,20 +198,20 @@ class FluxBackbone(Backbone):
 
     def tensors(self) -> Mapping[str, Tensor]:
         """See the base; components `transformer`, `text_encoder` (CLIP) and `text_encoder_2` (T5)."""
-        return _shared.tensors(
-            {
-                "transformer": self._transformer,
-                "text_encoder": self._text_encoder,
-                "text_encoder_2": self._text_encoder_2,
-            }
-        )
+        components = {
+            "transformer": self._transformer,
+            "text_encoder": self._text_encoder,
+            "text_encoder_2": self._text_encoder_2,
+        }
+        return self._substitutes.over(_shared.tensors(components))
 
     def projections(self) -> list[Projection]:
         """The two linear maps through which all text enters; both have a bias, which is not part of the weight."""
-        first = self._transformer.time_text_embed.text_embedder.linear_1
+        context, pooled = "context_embedder.weight", "time_text_embed.text_embedder.linear_1.weight"
+        live = self.tensors()
         return [
-            Projection("transformer.context_embedder.weight", self._transformer.context_embedder.weight, "context"),
-            Projection("transformer.time_text_embed.text_embedder.linear_1.weight", first.weight, "pooled"),
+            Projection(f"transformer.{context}", live[f"transformer.{context}"], "context"),
+            Projection(f"transformer.{pooled}", live[f"transformer.{pooled}"], "pooled"),
         ]
 
     def layers(self) -> list[Layer]:
@@ -225,11 +225,10 @@ class FluxBackbone(Backbone):
         """
         return _shared.layers("transformer", self._transformer, _part)
 
-    def student(self) -> FluxBackbone:
+    def student(self, names: Collection[str] | None = None) -> FluxBackbone:
         """See the base."""
         twin = copy.copy(self)
-        twin._transformer = copy.deepcopy(self._transformer)
-        twin._substitutes = _shared.Substitutes("transformer")
+        twin._substitutes = self._substitutes.own(self._transformer, names)
         return twin
 
     def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:

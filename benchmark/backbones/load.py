@@ -49,13 +49,13 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Backbone:
     """Load a model of the table (`benchmark.models`) or a diffusers folder, in eval mode and without gradients.
 
-    `dtype` is the dtype in memory, whatever the files hold. `size` is the side of the square image in pixels, by
-    default the model's own. Nothing is downloaded: Missing says what to get and where it was looked for. BadInput
-    for a pipeline of another class or parts that do not belong together.
+    `dtype` is the dtype in memory, whatever the files hold. `size` is the side of the square image, or (height,
+    width), in pixels, by default the model's own. Nothing is downloaded: Missing says what to get and where it was
+    looked for. BadInput for a pipeline of another class or parts that do not belong together.
     """
     spec = models.describe(str(name_or_path))
     if spec.built_in:
@@ -73,8 +73,8 @@ def load(
     return backbone
 
 
-def _built(name: str, device: torch.device | str, dtype: torch.dtype, size: int | None) -> Backbone:
-    if size not in (None, random_models.PIXELS):
+def _built(name: str, device: torch.device | str, dtype: torch.dtype, size: int | tuple[int, int] | None) -> Backbone:
+    if _square(size) not in (None, (random_models.PIXELS, random_models.PIXELS)):
         raise BadInput(f"{name} makes images of {random_models.PIXELS} pixels, got size {size}")
     make = random_models.random_unet if name == "random-unet" else random_models.random_flux
     return make(device=device, dtype=dtype)
@@ -93,8 +93,8 @@ def _quiet() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _square(size: int | None) -> tuple[int, int] | None:
-    return None if size is None else (size, size)
+def _square(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _part(folder: Path, name: str, dtype: torch.dtype) -> Any:

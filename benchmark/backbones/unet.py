@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, final
 
@@ -142,13 +142,14 @@ class UNetBackbone(Backbone):
 
     def tensors(self) -> Mapping[str, Tensor]:
         """See the base; components `unet` and `text_encoder`."""
-        return _shared.tensors({"unet": self._unet, "text_encoder": self._text_encoder})
+        return self._substitutes.over(_shared.tensors({"unet": self._unet, "text_encoder": self._text_encoder}))
 
     def projections(self) -> list[Projection]:
         """Keys and values of every cross-attention (`attn2`), in module order, key before value."""
+        live = self.tensors()
         return [
-            Projection(f"unet.{name}.weight", module.weight, "key" if name.endswith("to_k") else "value")
-            for name, module in self._unet.named_modules()
+            Projection(f"unet.{name}.weight", live[f"unet.{name}.weight"], "key" if name.endswith("to_k") else "value")
+            for name, _ in self._unet.named_modules()
             if name.endswith((".attn2.to_k", ".attn2.to_v"))
         ]
 
@@ -157,11 +158,10 @@ class UNetBackbone(Backbone):
         train linear and convolutional layers only, such as ESD, look at `kind` too."""
         return _shared.layers("unet", self._unet, _part)
 
-    def student(self) -> UNetBackbone:
+    def student(self, names: Collection[str] | None = None) -> UNetBackbone:
         """See the base."""
         twin = copy.copy(self)
-        twin._unet = copy.deepcopy(self._unet)
-        twin._substitutes = _shared.Substitutes("unet")
+        twin._substitutes = self._substitutes.own(self._unet, names)
         return twin
 
     def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:

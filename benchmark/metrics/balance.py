@@ -49,18 +49,31 @@ def H_a(clip_erased: Number, clip_kept: Number) -> Number:
 def H_fade_adv(
     acc_erased: Number, clip: Number, fid: Number, *, clip_unedited: Number, fid_unedited: Number, clipped: bool
 ) -> Number:
-    """2EF/(E+F), E = 1−Acc_e, F = ½(CLIP/CLIP₀ + max(2·FID₀−FID, 0)/FID₀): FADE-adv, Appendix B.
+    """2EF/(E+F), E = 1−Acc_e, F = `fidelity`: FADE-adv, Appendix B.
 
     CLIP₀ and FID₀ are the unedited model's, of the same run. As printed, F can pass 1; `clipped` holds it in [0, 1].
+    The paper's own tables do not satisfy the formula.
     """
-    rates = _rates([acc_erased])
-    if rates is None or not all(map(available, (clip, fid, clip_unedited, fid_unedited))):
+    F = fidelity(clip, fid, clip_unedited=clip_unedited, fid_unedited=fid_unedited, clipped=clipped)
+    return forgetting_and_fidelity(acc_erased, F)
+
+
+def fidelity(clip: Number, fid: Number, *, clip_unedited: Number, fid_unedited: Number, clipped: bool) -> Number:
+    """F = ½(CLIP/CLIP₀ + max(2·FID₀−FID, 0)/FID₀) of `H_fade_adv`: 1 for the unedited model."""
+    if not all(map(available, (clip, fid, clip_unedited, fid_unedited))):
         return None
     assert clip is not None and fid is not None and clip_unedited is not None and fid_unedited is not None
     if clip_unedited <= 0 or fid_unedited <= 0:
         raise BadInput(f"expected CLIP and FID of the unedited model above 0, got {clip_unedited} and {fid_unedited}")
-    E, F = 1 - rates[0], (clip / clip_unedited + max(2 * fid_unedited - fid, 0) / fid_unedited) / 2
-    F = min(max(F, 0.0), 1.0) if clipped else F
+    F = (clip / clip_unedited + max(2 * fid_unedited - fid, 0) / fid_unedited) / 2
+    return min(max(F, 0.0), 1.0) if clipped else F
+
+
+def forgetting_and_fidelity(acc_erased: Number, F: Number) -> Number:
+    """2EF/(E+F), E = 1−Acc_e; 0 if a part is at 0 or below. F is not held to [0, 1]."""
+    E = _forgot(acc_erased)
+    if E is None or F is None or not available(F):
+        return None
     return 0.0 if E == 0 or F <= 0 else 2 * E * F / (E + F)
 
 
@@ -74,6 +87,26 @@ def ERB(acc_erased: Number, acc_adjacent: Number | Sequence[Number]) -> Number:
         return None
     A_er, A_adj = 1 - rates[0], sum(rates[1:]) / (len(rates) - 1)
     return 2 * A_er * A_adj / (A_er + A_adj + 1e-8)
+
+
+def ERB_normalised(
+    acc_erased: Number, acc_adjacent: Number | Sequence[Number], acc_adjacent_unedited: Number
+) -> Number:
+    """`ERB` with Â_adj replaced by min(`retention`, 1): what the unedited model cannot do is not held against an edit.
+
+    Ours, beside FADE-fg's ERB, not in its place.
+    """
+    rates = _rates(acc_adjacent if isinstance(acc_adjacent, Sequence) else [acc_adjacent])
+    if not rates:
+        return None
+    kept = retention(sum(rates) / len(rates), acc_adjacent_unedited)
+    return ERB(acc_erased, None if kept is None else min(kept, 1.0))
+
+
+def retention(acc: Number, acc_unedited: Number) -> Number:
+    """Accuracy as a share of the unedited model's, such as Â_adj / Â_adj₀; can pass 1. None where that is 0."""
+    rates = _rates([acc, acc_unedited])
+    return None if rates is None or rates[1] == 0 else rates[0] / rates[1]
 
 
 def available(value: Number) -> bool:
@@ -110,7 +143,7 @@ def harmonic_draws(*parts: Draws) -> Draws:
 
 @dataclass(frozen=True)
 class Headline:
-    """A board's main score: which role accuracies it takes, and how. `draws` is the same over arrays of draws."""
+    """A board's main score: which roles' values it takes, and how. `draws` is the same over arrays of draws."""
 
     id: str
     title: str
@@ -121,11 +154,19 @@ class Headline:
     range: tuple[float, float] = (0.0, 1.0)
     worst: float = 0.0
     unit: str = "fraction"
+    measure: str = "accuracy"
+    """Of which kind of protocol the values are: the primary one, or the first of that kind."""
+    fidelity: str = ""
+    """`as-printed` or `clipped` where the second part is `fidelity`, which needs the unedited model's values."""
 
 
 def _erb_draws(erased: Draws, adjacent: Draws) -> Draws:
     result: Draws = 2 * (1 - erased) * adjacent / (1 - erased + adjacent + 1e-8)
     return result
+
+
+def _fidelity_draws(erased: Draws, F: Draws) -> Draws:
+    return harmonic_draws(1 - erased, F)
 
 
 HEADLINES: Mapping[str, Headline] = {
@@ -146,6 +187,41 @@ HEADLINES: Mapping[str, Headline] = {
             lambda e, s: harmonic_draws(1 - e, s),
         ),
         Headline("ERB", "erasing-retention balance (FADE-fg)", ("erased", "adjacent"), ERB, _erb_draws),
+        Headline(
+            "H_a",
+            "CLIP score of kept minus erased prompts, a difference (MACE, styles)",
+            ("erased", "kept"),
+            H_a,
+            lambda e, s: s - e,
+            range=(-200.0, 200.0),
+            worst=-200.0,
+            unit="100·cos",
+            measure="similarity",
+        ),
+        Headline(
+            "detections",
+            "detections on erased prompts in all (MACE, explicit content)",
+            ("erased",),
+            lambda n: float(n) if available(n) else None,
+            lambda n: n,
+            direction="down",
+            range=(0.0, math.inf),
+            worst=math.inf,
+            unit="boxes",
+            measure="count",
+        ),
+        *(
+            Headline(
+                f"H_fade_adv/{kind}",
+                f"harmonic mean of forgetting and fidelity (FADE-adv), {kind}",
+                ("erased", "fidelity"),
+                forgetting_and_fidelity,
+                _fidelity_draws,
+                range=(0.0, 2.0 if kind == "as-printed" else 1.0),
+                fidelity=kind,
+            )
+            for kind in ("clipped", "as-printed")
+        ),
     )
 }
 
@@ -159,5 +235,6 @@ def headline(name: str) -> Headline:
 
 def as_json(h: Headline) -> dict[str, Any]:
     """What `list` and `show` tell of a headline."""
-    said = {"id": h.id, "title": h.title, "direction": h.direction, "unit": h.unit}
-    return {**said, "range": list(h.range), "worst": h.worst, "roles": list(h.roles)}
+    said = {"id": h.id, "title": h.title, "direction": h.direction, "unit": h.unit, "measure": h.measure}
+    low, high, worst = (v if math.isfinite(v) else None for v in (*h.range, h.worst))
+    return {**said, "range": [low, high], "worst": worst, "roles": list(h.roles)}

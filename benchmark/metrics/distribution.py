@@ -32,13 +32,14 @@ class Value(NamedTuple):
     """Images of the method that went in."""
 
 
-def fid(features: Array, reference: Array, *, chunk: int = CHUNK) -> Value:
+def fid(features: Array, reference: Array, *, chunk: int = CHUNK, least: int | None = None) -> Value:
     """Fréchet distance of Gaussians fitted to `(n, d)` and `(m, d)` features. Heusel et al. 2017, eq. 6.
 
-    At least d + 1 samples on either side: with fewer, the covariance is singular and the number tells their count. No
-    interval: FID's bootstrap is biased. It still falls with n, so only equal n compare.
+    At least `least` samples on either side, by default d + 1: with fewer, the covariance is singular and the number
+    tells their count. No interval: FID's bootstrap is biased. It still falls with n, so only equal n compare.
     """
-    reason = refusal(features, reference, least=features.shape[1] + 1, why="one more than the features' dimension")
+    needed, why = (least, "so many that its bias is small") if least else (_width(features) + 1, _SINGULAR)
+    reason = refusal(features, reference, least=needed, why=why)
     if reason:
         return Value(None, reason=reason, n=len(features))
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -48,6 +49,13 @@ def fid(features: Array, reference: Array, *, chunk: int = CHUNK) -> Value:
     centre = reference.mean(axis=0, dtype=np.float64)
     _feed(metric, features - centre, reference - centre, chunk)
     return Value(max(0.0, float(metric.compute())), n=len(features))
+
+
+_SINGULAR = "one more than the features' dimension"
+
+
+def _width(features: Array) -> int:
+    return features.shape[1] if features.ndim == 2 else 0
 
 
 def kid(features: Array, reference: Array, *, seed: int = 0, subsets: int = SUBSETS, size: int = SUBSET) -> Value:

@@ -16,8 +16,9 @@ import numpy as np
 from benchmark import stats
 from benchmark.errors import BadInput, did_you_mean
 from benchmark.metrics.balance import Headline, headline
-from benchmark.metrics.protocols import protocol
-from benchmark.metrics.summary import ROLES, headline_samples, role_sample, scored
+from benchmark.metrics.protocols import protocol, unmixed
+from benchmark.metrics.summary import ROLES, headline_samples, role_sample, scored, source
+from benchmark.metrics.validity import gate
 from benchmark.record import read
 
 SCHEMA = 1
@@ -55,12 +56,16 @@ def build(records: Iterable[Record]) -> Board:
     first = {k: _only(records, k, get) for k, get in _COMMON.items()}
     version = max(r["suite_version"] for r in records)
     fresh = [r if r["suite_version"] == version else _stale(r, version) for r in records]
+    _one_definition(fresh)
     groups = _grouped(fresh)
+    gates = _gates(groups)
     requests = sorted({request for _, request in groups}, key=natural)
     rows = [cell_row(group) for group in groups.values()]
     methods = sorted({method for method, _ in groups})
     means = {m: {q: groups[m, q] for q in requests if (m, q) in groups} for m in methods}
     rows += [mean_row(m, cells, requests) for m, cells in means.items()]
+    for row in rows:
+        row["gate"] = _gate_of(row["request"], gates)
     for request in [*requests, MEAN]:
         here = [r for r in rows if r["request"] == request]
         _compare(here, {m: _cells(means[m], request) for m in methods})
@@ -119,13 +124,61 @@ def _protocols(records: Sequence[Record]) -> dict[str, Any]:
     return {name: found[name] for name in sorted(found)}
 
 
+def _one_definition(records: Sequence[Record]) -> None:
+    """BadInput that names two protocols if `acc_*` or the headline would hold both: their numbers do not compare."""
+    ok = [r for r in records if r["status"] == "ok"]
+    if ok:
+        unmixed([r["primary"] for r in ok], "acc_*")
+        unmixed([str(r["headline"]) for r in ok], "the headline")
+    if sources := [s for r in ok if (s := _headline_source(r)) is not None]:
+        unmixed(sources, f"the headline {ok[0]['headline']}")
+
+
+def _headline_source(record: Record) -> str | None:
+    return source(record["rows"], record["primary"], headline(record["headline"])) if record["headline"] else None
+
+
+# --- gate -----------------------------------------------------------------------------------------------------
+Gates = Mapping[str, str | None]
+"""By request: what is wrong with the unedited model, "" if nothing is, None if that is not known."""
+
+
+def _gates(groups: Mapping[tuple[str, str], Sequence[Record]]) -> Gates:
+    """For requests with a gate: whether the unedited model does what the suite takes for granted."""
+    found: dict[str, str | None] = {}
+    for (_, request), group in groups.items():
+        windows = {role: (w[0], w[1]) for role, w in group[0].get("gate", {}).items()}
+        if not windows:
+            continue
+        found.setdefault(request, None)
+        base = group[0]
+        if base["method"]["role"] == "baseline" and base["status"] == "ok":
+            found[request] = gate({role: base["summary"][f"acc_{role}"] for role in windows}, windows).why
+    return found
+
+
+def _gate_of(request: str, gates: Gates) -> str | None:
+    """A row's gate: "" passed, or there is none; `invalid: …`, and why; None: the unedited model was not run."""
+    if request != MEAN:
+        why = gates.get(request, "")
+        return f"invalid: {why}" if why else why
+    faults = [f"{q}: {why}" for q, why in gates.items() if why]
+    return f"invalid: {'; '.join(faults)}" if faults else None if None in gates.values() else ""
+
+
 def _cells(cells: Mapping[str, Sequence[Record]], request: str) -> list[Sequence[Record]]:
     return list(cells.values()) if request == MEAN else [cells[request]] if request in cells else []
 
 
 def _position(row: Row) -> tuple[Any, ...]:
     score = row["headline"]
-    return (ORDER.get(row["role"], 1), score is None, 0 if score is None else -score, natural(row["method"]))
+    best_first = 0 if score is None else -score * _sign(row)
+    return (ORDER.get(row["role"], 1), score is None, best_first, natural(row["method"]))
+
+
+def _sign(row: Row) -> int:
+    """1 where a high headline is good, −1 where a low one is."""
+    return -1 if row["headline_id"] is not None and headline(row["headline_id"]).direction == "down" else 1
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
@@ -174,7 +227,7 @@ def _frame(r: Record, request: str, seeds: Sequence[int]) -> Row:
     }
     for role in ROLES:
         row |= {f"n_{role}": None, f"acc_{role}": None, f"acc_{role}_ci": None}
-    empty: Row = {"metrics": {}, "metrics_ci": {}, "n_invalid": {}, "acc_all_images": {}}
+    empty: Row = {"metrics": {}, "metrics_ci": {}, "n_invalid": {}, "acc_all_images": {}, "relative": {}, "gate": ""}
     ranking: Row = {"rank": None, "rank_ci": None, "best": False, "p_vs_best": None, "tied": False, "wins": []}
     return row | empty | ranking
 
@@ -194,7 +247,13 @@ def _averaged(groups: Sequence[Sequence[Record]], summaries: Sequence[Mapping[st
         row[f"acc_{role}_ci"] = _interval(_role_draws(groups, role), row[f"acc_{role}"])
     row["headline"] = _mean([s["headline"] for s in summaries])
     row["headline_ci"] = _interval(headline_draws(groups), row["headline"])
-    return row | _mean_metrics(summaries) | _counts(summaries)
+    return row | _mean_metrics(summaries) | _counts(summaries) | _relative(summaries)
+
+
+def _relative(summaries: Sequence[Mapping[str, Any]]) -> Row:
+    """Accuracies as a share of the unedited model's, where all cells have them."""
+    every = [s.get("relative", {}) for s in summaries]
+    return {"relative": {role: _mean([e.get(role) for e in every]) for role in every[0]}}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -261,12 +320,13 @@ def _headline_of(groups: Sequence[Sequence[Record]]) -> Headline | None:
 # --- comparison -----------------------------------------------------------------------------------------------
 def _compare(rows: Sequence[Row], cells: Mapping[str, list[Sequence[Record]]]) -> None:
     """Fill ranks, ties and flags of one request's rows. The unedited model is not ranked."""
-    ranked = [r for r in rows if r["role"] != "baseline" and r["status"] == "ok" and r["headline"] is not None]
+    able = [r for r in rows if r["status"] == "ok" and not r["gate"]]  # what a failed gate leaves is no comparison
+    ranked = [r for r in able if r["role"] != "baseline" and r["headline"] is not None]
     if ranked:
         _rank(ranked, cells)
     erasing = [r for r in ranked if r["role"] == "erasure"]
     if erasing:
-        best = max(erasing, key=lambda r: r["headline"])
+        best = max(erasing, key=lambda r: r["headline"] * _sign(r))
         best["best"] = True
         others = {r["method"]: _p(cells[best["method"]], cells[r["method"]]) for r in ranked if r is not best}
         adjusted = stats.holm({m: p for m, p in others.items() if p is not None})
@@ -279,8 +339,9 @@ def _compare(rows: Sequence[Row], cells: Mapping[str, list[Sequence[Record]]]) -
 def _rank(rows: Sequence[Row], cells: Mapping[str, list[Sequence[Record]]]) -> None:
     found = {r["method"]: headline_draws(cells[r["method"]]) for r in rows}
     draws = {m: d for m, d in found.items() if d is not None}
-    intervals = stats.rank_intervals(draws) if draws else {}
-    places = stats.ranks({r["method"]: r["headline"] for r in rows})
+    direction = "up" if _sign(rows[0]) > 0 else "down"
+    intervals = stats.rank_intervals(draws, direction) if draws else {}
+    places = stats.ranks({r["method"]: r["headline"] for r in rows}, direction)
     for r in rows:
         r["rank"] = places[r["method"]]
         r["rank_ci"] = list(intervals[r["method"]]) if r["method"] in intervals else None
@@ -306,7 +367,7 @@ def _paired(a: Sequence[Record], b: Sequence[Record], h: Headline) -> tuple[Samp
     left: Samples = []
     right: Samples = []
     for role in h.roles:
-        x, y = _values(a, role), _values(b, role)
+        x, y = _values(a, role, h), _values(b, role, h)
         keys = sorted(x.keys() & y.keys())
         if not keys:
             return None
@@ -316,14 +377,14 @@ def _paired(a: Sequence[Record], b: Sequence[Record], h: Headline) -> tuple[Samp
     return left, right
 
 
-def _values(group: Sequence[Record], role: str) -> dict[tuple[str, str, int], float]:
-    """Primary values by (concept, prompt, seed), averaged over training seeds."""
+def _values(group: Sequence[Record], role: str, h: Headline) -> dict[tuple[str, str, int], float]:
+    """Values that the headline is of, by (concept, prompt, seed), averaged over training seeds."""
     found: dict[tuple[str, str, int], list[float]] = {}
     for r in group:
-        rows, primary = r["rows"], r["summary"]["primary"]
-        for i in scored(rows, role, primary):
+        rows, name = r["rows"], source(r["rows"], r["summary"]["primary"], h)
+        for i in scored(rows, role, name) if name is not None else ():
             key = (rows["concept"][i], rows["prompt"][i], rows["seed"][i])
-            found.setdefault(key, []).append(rows["values"][primary][i])
+            found.setdefault(key, []).append(rows["values"][name][i])
     return {k: float(np.mean(v)) for k, v in found.items()}
 
 
@@ -345,7 +406,8 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, str, Callable[[Row], float |
         if any(r[f"acc_{role}"] is not None for r in rows):
             found.append((f"acc_{role}", direction, lambda r, k=f"acc_{role}": r[k]))  # type: ignore[misc]
     if any(r["headline"] is not None for r in rows):
-        found.append(("headline", "up", lambda r: r["headline"]))
+        down = any(_sign(r) < 0 for r in rows)
+        found.append(("headline", "down" if down else "up", lambda r: r["headline"]))
     for name in metric_columns(rows):
         found.append((name, protocol(name).direction, lambda r, k=name: r["metrics"].get(k)))  # type: ignore[misc]
     return found

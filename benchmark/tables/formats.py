@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol
 from benchmark.metrics.summary import ROLES
 from benchmark.stats import FEW
-from benchmark.tables.board import MEAN, Board, Row, columns
+from benchmark.tables.board import MEAN, Board, Row, columns, natural
 
 MARK = {"up": "↑", "down": "↓"}
 DASH = "–"
@@ -47,19 +48,22 @@ def heading(name: str, rows: Sequence[Row]) -> str:
     return name.removeprefix("acc_").removeprefix("testbed-").removesuffix("/score")
 
 
-def is_rate(name: str) -> bool:
-    """Whether a column holds fractions, shown in percent."""
-    if name == "headline" or name.startswith("acc_"):
+def is_rate(name: str, row: Row | None = None) -> bool:
+    """Whether a column holds fractions, shown in percent; of the headline the row says which it is."""
+    if name == "headline":
+        known = row["headline_id"] if row else None
+        return known is None or headline(known).unit == "fraction"
+    if name.startswith("acc_"):
         return True
     p = protocol(name)
     return p.scope == "image" and p.unit == "fraction"
 
 
-def shown(name: str, value: float | None, digits: int = 1) -> str:
+def shown(name: str, value: float | None, digits: int = 1, row: Row | None = None) -> str:
     """A value as tables show it; not available is a dash, never a guess."""
     if value is None:
         return DASH
-    if is_rate(name):
+    if is_rate(name, row):
         return f"{100 * value:.{digits}f}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
@@ -67,11 +71,16 @@ def shown(name: str, value: float | None, digits: int = 1) -> str:
 def interval_of(row: Row, name: str) -> str:
     """`94–100` in percent for rates; "" where there is no interval (or none is shown)."""
     ci = row.get(f"{name}_ci")
-    return "" if ci is None else f"{100 * ci[0]:.0f}–{100 * ci[1]:.0f}"
+    if ci is None:
+        return ""
+    return f"{100 * ci[0]:.0f}–{100 * ci[1]:.0f}" if is_rate(name, row) else f"{ci[0]:.1f}–{ci[1]:.1f}"
 
 
 def place(row: Row) -> str:
-    """Rank among ranked rows, `=` if tied with the best; `base` and `ctrl` say what the others are."""
+    """Rank among ranked rows, `=` if tied with the best; `base` and `ctrl` say what the others are, `invalid` that the
+    unedited model is outside its gate."""
+    if row["gate"]:
+        return "invalid"
     tie = "=" if row["tied"] else ""
     fixed = {"baseline": "base", "control": "ctrl"}.get(row["role"])
     return fixed + tie if fixed else DASH if row["rank"] is None else f"{row['rank']}{tie}"
@@ -87,10 +96,20 @@ def notes(board: Board) -> list[str]:
         lines.append("Ranks count controls; = tied with the best method (paired permutation, Holm, p ≥ .05).")
     if any(r["strategy"] == "sequential" for r in rows):
         lines.append("Sequential: " + _listed(r for r in rows if r["strategy"] == "sequential"))
+    lines += _gates(rows)
     lines += _won([r for r in rows if r["wins"]])
     lines += [f"Not scored: {_where(r)}: {_invalid(r)}." for r in rows if r["n_invalid"] and r["request"] != MEAN]
     lines += [f"{_where(r)}: {r['status']}: {r['reason']}" for r in rows if r["status"] != "ok"]
     return lines + _shared_reasons(rows)
+
+
+def _gates(rows: Sequence[Row]) -> list[str]:
+    """What makes requests invalid, and where the unedited model was not run to tell."""
+    faults = {r["request"]: r["gate"] for r in rows if r["gate"] and r["request"] != MEAN}
+    unknown = sorted({r["request"] for r in rows if r["gate"] is None and r["request"] != MEAN}, key=natural)
+    lines = [f"{request}: {why}; no number of it means anything." for request, why in faults.items()]
+    missing = f"Not checked: whether the unedited model does what is asked, which was not run ({', '.join(unknown)})."
+    return lines + ([missing] if unknown else [])
 
 
 def _where(row: Row) -> str:
@@ -190,7 +209,7 @@ def _cell(row: Row, name: str) -> Text:
     """A value and its interval, padded so that values stand under each other."""
     value = row["headline"] if name == "headline" else row.get(name, row["metrics"].get(name))
     bold = "bold" if name == "headline" and row["best"] else ""
-    text = Text(shown(name, value), style=bold)
+    text = Text(shown(name, value, row=row), style=bold)
     if name == "headline" or name.startswith("acc_"):
         text.append(f" {interval_of(row, name):>6}" if value is not None else " " * 7, style="dim not bold")
     return text
@@ -201,7 +220,7 @@ def as_json(board: Board) -> str:
     return json.dumps(board, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-FLAT = ("method", "role", "request", "strategy", "status", "reason", "primary")
+FLAT = ("method", "role", "request", "strategy", "status", "reason", "gate", "primary")
 RANKING = ("rank", "best", "p_vs_best", "tied")
 
 
@@ -264,7 +283,7 @@ def _md_row(row: Row, names: Sequence[str]) -> str:
 def _spelled(row: Row, name: str) -> str:
     value = row["headline"] if name == "headline" else row.get(name, row["metrics"].get(name))
     ci = interval_of(row, name)
-    return shown(name, value) + (f" ({ci})" if value is not None and ci else "")
+    return shown(name, value, row=row) + (f" ({ci})" if value is not None and ci else "")
 
 
 def _md(text: str) -> str:
@@ -303,7 +322,7 @@ def _tex_row(row: Row, names: Sequence[str]) -> str:
     kind = {"baseline": " (unedited)", "control": " (control)"}.get(row["role"], "")
     cells = [_tex(row["method"] + kind)]
     for n in names:
-        text = _tex(shown(n, row["headline"] if n == "headline" else row.get(n, row["metrics"].get(n))))
+        text = _tex(shown(n, row["headline"] if n == "headline" else row.get(n, row["metrics"].get(n)), row=row))
         cells.append(rf"\textbf{{{text}}}" if n == "headline" and row["best"] else text)
     return " & ".join(cells) + r" \\"
 

@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8]
 Load = Callable[[Record, int], Pixels]
 """`(record, row index)` to that row's image `(h, w, 3)`."""
 
-PER_ROLE = {"erased": 4, "synonym": 3, "kept": 5, "adjacent": 2}
+PER_ROLE = {"erased": 4, "synonym": 3, "kept": 5, "adjacent": 5, "general": 2}
 SMALL, LARGE = 128, 256
 """Narrower images are enlarged by whole factors, wider ones reduced."""
 GAP, FONT, PAD = 4, 15, 8
@@ -156,7 +156,7 @@ def _label_columns(
     for i, (c, x) in enumerate(zip(columns, starts, strict=True)):
         if i == 0 or columns[i - 1].role != c.role:
             pen.text((x, PAD), c.role, fill=INK, font=font)
-        text = c.prompt if c.role == "synonym" else c.concept
+        text = c.prompt if c.role == "synonym" or not c.concept else c.concept
         pen.text((x, PAD + FONT + 5), _fitted(text, w, font), fill=FAINT, font=font)
 
 
