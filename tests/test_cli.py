@@ -23,6 +23,7 @@ COMMANDS = (
     "neighbours",
     "new-method",
     "plan",
+    "rescore",
     "run",
     "show",
     "verify",
