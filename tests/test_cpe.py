@@ -336,7 +336,7 @@ def share_left(backbone: Backbone, found: Gates, prompt: str, wanted: str | None
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="in testbed-2 people's names lie closer together; at these counts the gate does not open on one: to be tuned",
+    reason="on testbed-2 names lie closer together; at these counts the gate does not open on one: to be tuned",
 )
 def test_training_erases_the_concept_and_holds_the_anchors(embedded: Backbone) -> None:
     edit = edits.make(FIRST, embedded, HELD)
@@ -352,7 +352,7 @@ def test_training_erases_the_concept_and_holds_the_anchors(embedded: Backbone) -
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="in testbed-2 people's names lie closer together; at these counts the gate does not open on one: to be tuned",
+    reason="on testbed-2 names lie closer together; at these counts the gate does not open on one: to be tuned",
 )
 def test_adversaries_bring_the_concept_back(embedded: Backbone) -> None:
     task, model, text = FIRST.task(NAME, HELD), _cpe.read(embedded), _cpe._text(embedded, FIRST.task(NAME, HELD), 50)
