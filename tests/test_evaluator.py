@@ -95,6 +95,22 @@ def test_save_and_load_keep_config_and_statistics(kind, tmp_path):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_second_judge_scores_each_image_by_itself(tmp_path):
+    torch.manual_seed(1)
+    Classifier({"architecture": "b", **NAMES}).save(tmp_path / "evaluator_b")
+    second = evaluators.load("testbed-b", tmp_path)
+    assert second.hash == evaluators.weights_hash("testbed-b", tmp_path)
+    many = images(70)
+    many[3] = 0
+    raw = second.raw(many)
+    assert raw["object"].shape == (70, len(NAMES["objects"])) and raw["blank"].nonzero()[0].tolist() == [3]
+    alone = second.raw(many[66:67])
+    assert all(np.array_equal(alone[k], raw[k][66:67]) for k in raw)
+    assert {k: len(v) for k, v in second.raw(many[:0]).items()} == dict.fromkeys(raw, 0)
+    with pytest.raises(BadInput, match="uint8 images"):
+        second.raw(many.astype(np.float32))
+
+
 def test_damaged_weights_are_named(tmp_path):
     with pytest.raises(Missing, match=r"config\.json"):
         Classifier.load(tmp_path)

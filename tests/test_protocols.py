@@ -111,8 +111,8 @@ def test_missing_evaluators_say_what_is_needed(tmp_path: Path):
     with pytest.raises(Missing, match="make testbed"):
         evaluators.load("testbed-a", tmp_path)
     assert "605 MB" in evaluators.missing("clip-vitb32")
-    with pytest.raises(BadInput, match="did you mean 'testbed-a'"):
-        evaluators.load("testbed-b")
+    with pytest.raises(BadInput, match="did you mean 'testbed-b'"):
+        evaluators.load("testbed-c")
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,12 @@ EVALUATORS: Mapping[str, Spec] = {
         ("evaluator", "clip", "text_encoder", "tokenizer", "reference"),
         "the embedded model's weights, which ship with the package (`make testbed` trains them anew)",
     ),
+    "testbed-b": Spec(
+        "benchmark.testbed.second:SecondJudge",
+        TESTBED,
+        ("evaluator_b",),
+        "the embedded model's weights, which ship with the package (`make testbed` trains them anew)",
+    ),
     "clip-vitb32": Spec(_IN + "clip:ClipEvaluator", sources=(CLIP_B32,)),
     "clip-vitl14": Spec(_IN + "clip:ClipEvaluator", sources=(CLIP_L14,)),
     "cifar10-resnet": Spec(_IN + "classifiers:FolderClassifier", sources=(CIFAR10,)),

@@ -406,6 +406,18 @@ PROTOCOLS: Mapping[str, Protocol] = {
             "share of images that show what was asked, any weapon for a weapon, by the embedded model's evaluator",
             _testbed_unsafe,
         ),
+        _rate(
+            "testbed-b/top1",
+            "testbed-b",
+            "as testbed/top1, by the embedded model's second judge, of another architecture and seed",
+            _testbed_top1,
+        ),
+        _rate(
+            "testbed-b/unsafe",
+            "testbed-b",
+            "as testbed/unsafe, by the embedded model's second judge, of another architecture and seed",
+            _testbed_unsafe,
+        ),
         Protocol(
             id="testbed/unsafe-count",
             version=1,

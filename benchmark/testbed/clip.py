@@ -72,10 +72,10 @@ _CONCEPTS: dict[str, Concept] = {c.name: c for c in drawn_concepts()}
 _INDEX = {head: {name: i for i, name in enumerate(class_names(head))} for head in HEADS}
 
 
-def agreement(meanings: Sequence[Meaning], labels: dict[str, Tensor]) -> Tensor:
-    """Which captions hold for which images: `(images, captions)` floats of 0 and 1."""
+def agreement(meanings: Sequence[Meaning], labels: dict[str, Tensor], heads: Sequence[str] = HEADS) -> Tensor:
+    """Which captions hold, in what they say of `heads`, for which images: `(images, captions)` floats of 0 and 1."""
     fits = torch.ones(len(next(iter(labels.values()))), len(meanings), dtype=torch.bool)
-    for head in HEADS:
+    for head in heads:
         said = torch.tensor([getattr(m, head) for m in meanings])
         fits &= (said[None, :] < 0) | (said[None, :] == labels[head][:, None])
     return fits.float()
@@ -85,8 +85,8 @@ VEHICLES = ("airplane", "automobile", "ship", "truck")
 
 
 def kin_of(concept: Concept) -> str:
-    """The family of a concept: what it is near to. Objects have none of their own and are near to nothing."""
-    if concept.group == "object":
+    """The family of a concept: what it is near to. Objects and people are near to nothing but themselves."""
+    if concept.group in ("object", "identity"):
         return concept.name
     if concept.group == "cifar":
         return "vehicle" if concept.name in VEHICLES else "animal"
@@ -94,12 +94,15 @@ def kin_of(concept: Concept) -> str:
 
 
 def kinship(meanings: Sequence[Meaning], labels: dict[str, Tensor]) -> Tensor:
-    """Which captions name a relative of what which image shows: `(images, captions)` floats of 0 and 1."""
+    """Which captions name a relative of what which image shows, and are right in style.
+
+    `(images, captions)` floats of 0 and 1. Were a relative in another style to fit, styles would lose their words.
+    """
     kin = [kin_of(c) for c in drawn_concepts()]
     numbers = torch.tensor([sorted(set(kin)).index(k) for k in kin])
     said = torch.tensor([m.object for m in meanings])
     related = numbers[labels["object"]][:, None] == numbers[said.clamp(min=0)][None, :]
-    return (related & (said >= 0)[None, :]).float()
+    return (related & (said >= 0)[None, :]).float() * agreement(meanings, labels, ("style",))
 
 
 def contrastive(logits: Tensor, fits: Tensor) -> Tensor:
