@@ -78,6 +78,32 @@ artwork: setup
 	@mkdir -p $(WORK) && cp benchmark/testbed/package.json $(WORK)
 	@npm install --prefix $(WORK) --silent --ignore-scripts --no-audit --no-fund
 
+tables: setup ## papers' tables, claimed and measured and recomputed, into results/tables
+	@$(BIN)/erasure-bench tables --out results/tables $(ARGS)
+
+REASON ?=
+NAMED  := $(notdir $(basename $(SUITE)))-$(notdir $(MODEL))
+FRESH  := runs/regress/$(NAMED)
+
+regress: setup ## run a suite anew and compare it with its committed baseline: make regress SUITE=smoke [MODEL=]
+ifeq ($(strip $(SUITE)),)
+	@echo "make regress needs a suite with a baseline (there are: $(basename $(notdir $(wildcard results/baselines/*.json))))" >&2; exit 2
+else
+	@rm -rf '$(FRESH)'
+	@$(BIN)/erasure-bench regress --baseline 'results/baselines/$(NAMED).json' --out '$(FRESH)' \
+	  --junit '$(FRESH).xml' --summary '$(FRESH).md' $(ARGS)
+endif
+
+baseline: setup ## run a suite anew and make it the baseline: make baseline SUITE=smoke REASON="…" [MODEL= METHODS= SCALE=]
+ifeq ($(and $(strip $(SUITE)),$(strip $(REASON))),)
+	@echo 'make baseline needs a suite and a reason: make baseline SUITE=smoke REASON="new embedded model"' >&2; exit 2
+else
+	@rm -rf '$(FRESH)'
+	@$(BIN)/erasure-bench run '$(SUITE)' --model '$(MODEL)' $(if $(METHODS),--methods '$(METHODS)') \
+	  $(if $(SCALE),--scale '$(SCALE)') --out '$(FRESH)' $(ARGS)
+	@$(BIN)/erasure-bench baseline '$(FRESH)' --reason '$(subst ','\'',$(REASON))'
+endif
+
 # Named in the design, not built yet: said so instead of doing something else.
-tables regress baseline perf docs:
+perf docs:
 	@echo "make $@ does not exist yet; see CHANGELOG.md for what does" >&2; exit 2

@@ -43,6 +43,14 @@ class Executor(StrEnum):
     slurm = "slurm"
 
 
+class TextFormat(StrEnum):
+    """How papers' tables are written."""
+
+    md = "md"
+    csv = "csv"
+    tex = "tex"
+
+
 class Format(StrEnum):
     """How a board is written."""
 
@@ -70,11 +78,18 @@ Shard = Annotated[str | None, typer.Option(metavar="i/n", help="Only the i-th of
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images at once; part of what an image is keyed by.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing weights from the hub.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="F=V", help="A field of the method; many times.")]
+SetOf = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="M.F=V", help="A field of one of the methods, such as esd.lr=1e-4; many times."),
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a run.")]
 
 
-def command(example: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
-    """Register a command. It returns its exit code (None is 0); its errors become one to a few lines on stderr."""
+def command(example: str, to: typer.Typer | None = None) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
+    """Register a command, of `to` or of all.
+
+    It returns its exit code (None is 0); its errors become one to a few lines on stderr.
+    """
 
     def register(function: Callable[P, int | None]) -> Callable[P, None]:
         @functools.wraps(function)
@@ -85,7 +100,8 @@ def command(example: str) -> Callable[[Callable[P, int | None]], Callable[P, Non
                 _end(error, debug=bool(kwargs.get("debug")))
             raise typer.Exit(code)
 
-        app.command(function.__name__.strip("_").replace("_", "-"), epilog=f"Example: erasure-bench {example}")(guarded)
+        name = function.__name__.strip("_").replace("_", "-")
+        (to or app).command(name, epilog=f"Example: erasure-bench {example}")(guarded)
         return guarded
 
     return register
@@ -130,6 +146,7 @@ def run(
     executor: Engine = Executor.local,
     shard: Shard = None,
     batch_size: BatchSize = None,
+    set_: SetOf = None,
     download: Download = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -155,6 +172,7 @@ def plan(
     executor: Engine = Executor.local,
     shard: Shard = None,
     batch_size: BatchSize = None,
+    set_: SetOf = None,
     download: Download = False,
     json_: Json = False,
     prompts: Annotated[bool, typer.Option("--prompts", help="With --json: every prompt and seed too.")] = False,
@@ -167,7 +185,8 @@ def plan(
     from benchmark.store import Store as Artifacts
 
     names = ("suite", "model", "methods", "scale", "seed")
-    settled = plans.make_plan(**{name: arguments[name] for name in names}, batch=batch_size)
+    chosen = {name: arguments[name] for name in names}
+    settled = plans.make_plan(**chosen, batch=batch_size, passed=arguments["fields"])
     artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
     forecast = plans.plan_json(settled, artifacts)
     if prompts:
@@ -220,6 +239,7 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         "methods": _methods(given["methods"]),
         "executor": given["executor"].value,
         "shard": _shard(given["shard"]),
+        "fields": _set_of(given["set_"] or ()),
         "quiet": given["quiet"],
     }
 
@@ -285,8 +305,22 @@ def erase(
     erased = single.erase(method, model, concept, seed=seed, passed=passed)
     single.write(erased, model, out)
     changed, seconds = len(erased.edit.weights) + len(erased.edit.deltas), erased.edit.cost.seconds
+    gated = 0 if erased.edit.gates is None else len(erased.edit.gates.changes)
+    what = f"gates on {gated} projections" if gated else f"{changed} tensors changed"
     beside = "" if changed else "; read its README.md: the change is no weight, and lies in edit/"
-    _say([f"{out}: {method} on {model}, {changed} tensors changed in {seconds:.1f} s{beside}"])
+    _say([f"{out}: {method} on {model}, {what} in {seconds:.1f} s{beside}"])
+
+
+def _set_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`["esd.lr=1e-4"]` → `{"esd": {"lr": 0.0001}}`: fields by method label."""
+    by_label: dict[str, list[str]] = {}
+    for text in given:
+        left, equals, value = text.partition("=")
+        label, dot, name = left.rpartition(".")
+        if not (equals and dot and label):
+            raise BadInput(f"--set: expected method.field=value, such as esd.lr=1e-4; got {text!r}")
+        by_label.setdefault(label, []).append(f"{name}={value}")
+    return {label: _set(texts) for label, texts in by_label.items()}
 
 
 def _set(given: Sequence[str]) -> dict[str, Any]:
@@ -364,6 +398,50 @@ def neighbours(
     _say(neighbourhood.as_json(found) if json_ else [*neighbourhood.lines(found), f"frozen in {file}"])
 
 
+# --- papers ---------------------------------------------------------------------------------------------------
+
+
+@command("tables --paper fade_adv")
+def tables(
+    paper: Annotated[str | None, typer.Option(metavar="NAME", help="One paper; all if left out.")] = None,
+    format_: Annotated[TextFormat | None, typer.Option("--format", help="md; with --out all.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A file for each paper and format.")] = None,
+    results: Annotated[Path | None, typer.Option(metavar="DIR", help="Records; those of results/.")] = None,
+    ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="Claims; results/reported/claims.csv.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write papers' tables: what they claim, what was measured here, and what their own numbers give."""
+    from benchmark.tables import reproduce
+
+    formats = [format_.value] if format_ else ["md", "csv", "tex"] if out else ["md"]
+    made = reproduce.texts(paper, formats, results=results, ledger=ledger)
+    if out is None:
+        typer.echo("\n".join(made.values()), nl=False)
+    else:
+        _say([str(path) for path in reproduce.write(made, out)])
+
+
+claims = typer.Typer(help="Published numbers and their arithmetic.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(claims, name="claims", epilog="Example: erasure-bench claims check")
+
+
+@command("claims check --json", to=claims)
+def check(
+    ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV; results/reported/claims.csv.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Recompute published scores from their parts, and list what does not agree; exit code 1 if anything."""
+    from benchmark.claims import check as checks
+    from benchmark.claims.ledger import read
+
+    report = checks.check(read(ledger))
+    _say(report.as_json() if json_ else report.lines())
+    return 0 if report.ok else 1
+
+
 # --- looking --------------------------------------------------------------------------------------------------
 
 
@@ -410,13 +488,120 @@ def doctor(
 
 
 @command("verify runs/objects-testbed")
-def verify(directory: Folder, store: Store = None, quiet: Quiet = False, debug: Debug = False) -> int:
-    """Recompute boards from records and check every hash; name each file that changed."""
+def verify(
+    directory: Folder,
+    store: Store = None,
+    hashes: Annotated[bool, typer.Option("--hashes", help="Hashes and tables only: load no judge.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Recompute every number from raw outputs, boards from records, and check every hash; name what changed."""
     from benchmark.verify import verify as check
 
-    found = check(directory, store)
-    _say(found or [f"{directory}: all as it was written"])
+    found, values = check(directory, store), 0
+    if not hashes:
+        _hub(False)
+        from benchmark.recompute import recompute
+
+        again = recompute(directory, store)
+        found, values = [*found, *again.wrong], again.values
+        for text in again.skipped:
+            typer.echo(f"not recomputed: {text}", err=True)
+    beside = f"; {values} values of images computed again" if values else ""
+    _say(found or [f"{directory}: all as it was written{beside}"])
     return 1 if found else 0
+
+
+@command('baseline runs/smoke-testbed --reason "first baseline of smoke"')
+def baseline(
+    directory: Folder,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why it is made or refreshed; kept in the file.")] = "",
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="results/baselines/<suite>-<model>.json.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make a run the baseline that later ones are compared with."""
+    from benchmark import baseline as baselines
+    from benchmark.tables import board as boards
+
+    written = baselines.write([dict(r) for r in boards.read_records(directory)], reason, file)
+    _say([f"baseline: {written}; commit it with its reason"])
+
+
+@command("regress runs/smoke-testbed --summary summary.md")
+def regress(
+    directory: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run; if left out, one is made.")] = None,
+    file: Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help="By the run's suite, model.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Of the run that is made; it must be new.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(metavar="KIND", help="Inputs that may differ: package, …")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also as JUnit XML.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Also as Markdown, for a pull request.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Compare a run with a committed baseline: by bytes where these must be equal, else by paired tests."""
+    from benchmark import baseline as baselines
+    from benchmark import evidence, regress_report
+    from benchmark.regress import regress as compared
+
+    if directory is None:
+        directory = _again(file, out, quiet=quiet)
+    run = evidence.load(str(directory))
+    base = baselines.read(file or baselines.default(run.suite, run.model))
+    report = compared(base.records, run.records, allow=allow or (), reason=base.reasons[-1].reason)
+    if junit is not None:
+        regress_report.write(junit, regress_report.junit(report))
+    if summary is not None:
+        regress_report.write(summary, regress_report.markdown(report).encode())
+    _say(regress_report.as_json(report) if json_ else regress_report.lines(report))
+    return 0 if report.ok else 1
+
+
+def _again(file: Path | None, out: Path | None, *, quiet: bool) -> Path:
+    """A fresh run of what the baseline holds; returns its folder."""
+    from benchmark import baseline as baselines
+
+    if file is None:
+        raise BadInput("expected a run or a --baseline, such as results/baselines/smoke-testbed.json")
+    arguments = baselines.as_run(baselines.read(file))
+    folder = out or Path("runs") / "regress" / f"{arguments['suite']}-{arguments['model']}"
+    if folder.exists():
+        raise BadInput(f"{folder} exists, and a run in it would not be fresh: remove it, or give it as RUN")
+    _hub(False)
+    from benchmark.run import RunOptions, execute
+
+    execute(RunOptions(**arguments, out=folder, quiet=True, passed={"batch_size": arguments["batch_size"]}))
+    return folder
+
+
+@command("compare runs/a runs/b")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, record, baseline, board, or COMMIT[:PATH].")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise; of a commit alone, its results of A's suite.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what differs in the inputs of two runs or records, and by how much each number moved."""
+    from benchmark import compare as comparing
+    from benchmark import evidence
+
+    first = evidence.load(a)
+    found = comparing.compare(first, evidence.load(b, like=first))
+    _say(comparing.as_json(found) if json_ else comparing.lines(found))
+
+
+@command("cite runs/objects-testbed")
+def cite(directory: Folder, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Write BibTeX for exactly the methods, metrics, judges and data sets that a run used."""
+    from benchmark import cite as citing
+    from benchmark import evidence
+
+    found = citing.cite(evidence.load(str(directory)).records)
+    for text in found.warnings:
+        typer.echo(f"erasure-bench: {text}", err=True)
+    _say([found.bibtex.rstrip("\n")])
 
 
 @command("rescore runs/explicit-sd14 --protocol nudenet-3.4.2@0.7/images")
@@ -444,17 +629,109 @@ def rescore(
 
 @command("board runs/objects-testbed --format md")
 def board(
-    directory: Folder,
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders of runs.")],
     format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.term,
+    intervals: Annotated[bool, typer.Option("--intervals", help="Intervals in LaTeX too.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's board to stdout, made anew from its records."""
+    """Write a run's board to stdout, made anew from its records; of runs of several suites, one leaderboard."""
     from benchmark.tables import board as boards
+    from benchmark.tables import overall
 
-    found = boards.build(boards.read_records(directory))
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    typer.echo(boards.render(found, format_, width=_width(), colour=colour).rstrip("\n"))
+    suites = overall.read_suites(directories)
+    width, colour = _width(), sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    if len(suites) == 1:
+        (records,) = suites.values()
+        text = boards.render(boards.build(records), format_, width=width, colour=colour, intervals=intervals)
+    else:
+        text = overall.render(overall.build(suites), format_, width=width, colour=colour, intervals=intervals)
+    typer.echo(text.rstrip("\n"))
+
+
+@command("power --rate 0.1 --difference 0.05")
+def power(
+    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A run: what its images show.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="P", help="Without a run: the rate of one method.")] = None,
+    difference: Annotated[float | None, typer.Option(metavar="D", help="What is to be seen, as a fraction.")] = None,
+    images: Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a method.")] = None,
+    power_: Annotated[float, typer.Option("--power", metavar="B", help="Probability to see it.")] = 0.8,
+    level: Annotated[float, typer.Option(metavar="L", help="1 minus the error rate of the test.")] = 0.95,
+    agreement: Annotated[float, typer.Option(metavar="A", help="0: pairs are independent; 1: they agree.")] = 0.0,
+    per_prompt: Annotated[int, typer.Option(metavar="m", min=1, help="Images of each prompt.")] = 1,
+    alike: Annotated[float, typer.Option(metavar="r", help="Correlation of one prompt's images.")] = 0.0,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tell how many images show a difference, and which difference a number of images, or a finished run, can show."""
+    from benchmark.tables import board as boards
+    from benchmark.tables import power as powers
+
+    if (directory is None) == (rate is None):
+        raise BadInput("expected a run or --rate: erasure-bench power DIR, or power --rate 0.1 --difference 0.05")
+    if not (0 < power_ < 1 and 0 < level < 1):
+        raise BadInput(f"expected --power and --level as fractions between 0 and 1, got {power_:g} and {level:g}")
+    if directory is not None:
+        told = powers.resolution(boards.read_records(directory), difference=difference, power=power_, level=level)
+        _say(told if json_ else powers.lines(told))
+    elif rate is not None:
+        told = powers.planned(
+            rate,
+            difference=difference,
+            images=images,
+            power=power_,
+            level=level,
+            agreement=agreement,
+            per_prompt=per_prompt,
+            alike=alike,
+        )
+        _say(told if json_ else powers.planned_lines(told))
+
+
+# --- showing --------------------------------------------------------------------------------------------------
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="The --out of each run.")]
+
+
+@command("page runs/objects-testbed --out site")
+def page(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The site; one that is there is replaced.")],
+    store: Store = None,
+    thumbnail: Annotated[int, typer.Option(metavar="PX", help="Side of a thumbnail at most.")] = 128,
+    rows: Annotated[int, typer.Option(metavar="N", help="Prompts and seeds of each role shown at most.")] = 500,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a static site that opens from disk: boards, figures and every image beside its score."""
+    from benchmark.page import site
+
+    made = site.write(
+        runs, out, store=store, thumbnail=thumbnail, per_role=rows, say=lambda text: typer.echo(text, err=True)
+    )
+    absent = f", of which {made.absent} are not in a store" if made.absent else ""
+    said = f"{made.pages} pages, {made.images} images{absent}, {made.size / 1e6:.1f} MB"
+    _say([f"{out / 'index.html'}: {said}"])
+
+
+@command("plot runs/objects-testbed --figure erase_keep --out erase_keep.pdf")
+def plot(
+    runs: Runs,
+    figure: Annotated[str, typer.Option(metavar="F", help="erase_keep, concepts, interference or cost.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .pdf, .svg or .png.")],
+    request: Annotated[str | None, typer.Option(metavar="R", help="Of erase_keep: the mean if left out.")] = None,
+    method: Annotated[str | None, typer.Option(metavar="M", help="Of interference: all if left out.")] = None,
+    store: Store = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw one of the page's figures as a file for a paper, a panel for each run."""
+    from benchmark.page import plots
+    from benchmark.page.runs import read_runs
+
+    plots.write(read_runs(runs, store), figure, out, request=request, method=method)
+    _say([str(out)])
 
 
 def _width() -> int:

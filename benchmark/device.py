@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,69 @@ def setting() -> dict[str, Any]:
     """The part of the determinism contract that no input shows; artifacts made under another one are others."""
     versions = {name: _version(name) for name in LIBRARIES}
     return {"device": kind(), "threads": threads(), **versions}
+
+
+def precision() -> dict[str, Any]:
+    """What decides, beside the device class, how numbers are rounded: a CPU's widest vectors, a GPU's settings.
+
+    None where it does not apply. On an accelerator torch is asked, and loaded for it.
+    """
+    if kind() == "cpu":
+        return {"vectors": vectors(), **dict.fromkeys(_PRECISION)}
+    import torch
+
+    untyped: Any = torch  # its backends have no types
+    cuda, cudnn = untyped.backends.cuda, untyped.backends.cudnn
+    found = (
+        bool(cuda.matmul.allow_tf32),
+        bool(cudnn.allow_tf32),
+        bool(cudnn.benchmark),
+        bool(cudnn.deterministic),
+        untyped.are_deterministic_algorithms_enabled(),
+        bool(cuda.flash_sdp_enabled()),
+        bool(cuda.mem_efficient_sdp_enabled()),
+        str(untyped.version.cuda),
+        str(cudnn.version()),
+    )
+    return {"vectors": None, **dict(zip(_PRECISION, found, strict=True))}
+
+
+_PRECISION = (
+    "tf32_matmul",
+    "tf32_cudnn",
+    "cudnn_benchmark",
+    "cudnn_deterministic",
+    "deterministic_algorithms",
+    "flash_attention",
+    "memory_efficient_attention",
+    "cuda",
+    "cudnn",
+)
+
+
+def vectors() -> str | None:
+    """The widest vectors that torch's kernels use on this CPU, such as `avx512`; None if the system does not tell.
+
+    Sums end in other bits with another width. ATEN_CPU_CAPABILITY chooses a smaller one.
+    """
+    if told := os.environ.get("ATEN_CPU_CAPABILITY"):
+        return told
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+    known = {"avx512f": "avx512", "avx2": "avx2", "asimd": "asimd"}
+    return next((name for flag, name in known.items() if flag in flags), None)
+
+
+def driver() -> str | None:
+    """Version of the NVIDIA driver, None without one."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)", text)
+    return found[1] if found else None
 
 
 def _version(name: str) -> str | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from benchmark import gates
+from benchmark import gates, memory
 from benchmark.backbones.base import Backbone
 from benchmark.errors import BadInput, BenchError, Damaged, did_you_mean
 from benchmark.interface import Cost, Edit, Gates, LowRank, Method, PromptRule, Request
@@ -39,7 +37,7 @@ def make(method: Method, backbone: Backbone, request: Request, strategy: Strateg
     """
     _supported(method, backbone, request, strategy)
     before = fingerprints(backbone)
-    _reset_peak(backbone.device)
+    memory.reset()
     started = time.perf_counter()
     run = _sequential if _one_by_one(method, request, strategy) else _joint
     with backbone.counting() as counts:
@@ -49,10 +47,11 @@ def make(method: Method, backbone: Backbone, request: Request, strategy: Strateg
     check(backbone, edit)
     cost = Cost(
         seconds=seconds,
-        peak_bytes=_peak(backbone.device),
+        peak_bytes=memory.peak(),
         denoiser_forwards=counts.denoiser_forwards,
         denoiser_backwards=counts.denoiser_backwards,
         text_encodes=counts.text_encodes,
+        decodes=counts.decodes,
     )
     return replace(edit, cost=cost)
 
@@ -315,18 +314,3 @@ def _gates(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Gates:
 
 def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
-
-
-# --- cost -------------------------------------------------------------------------------------------------------------
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int:
-    """Bytes: the device's peak since `_reset_peak`; on the CPU, the process's peak resident memory so far."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts kibibytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

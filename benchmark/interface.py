@@ -96,6 +96,8 @@ class Cost:
     """Samples (not batches) that went forward through the denoiser; guidance counts twice."""
     denoiser_backwards: int = 0
     text_encodes: int = 0
+    decodes: int = 0
+    """Latents that were decoded to images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 EDITS, IMAGES, RAW, SCORES = "edits", "images", "raw", "scores"
 """First part of an artifact's address: `(EDITS, edit key)`, `(IMAGES, images key, shard)`, `(RAW, raw key)`,
@@ -88,6 +92,11 @@ def shard_name(items: Sequence[tuple[str, int]]) -> str:
 def raw_key(images: str, shard: str, *, evaluator: str, weights: str) -> str:
     """Key of an evaluator's raw outputs for one shard; `weights` is the hash of the evaluator's weights."""
     return digest({"stage": "raw", "images": images, "shard": shard, "evaluator": evaluator, "weights": weights})
+
+
+def pixel_hash(image: NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's shape and pixels."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def items_json(entries: Sequence[tuple[str, int, str]]) -> bytes:

@@ -35,6 +35,18 @@ def datasets() -> Path:
     return data_root() / "datasets"
 
 
+def reported() -> Path:
+    """Folder of published numbers and of the papers' layouts: `results/reported/` in a checkout."""
+    root = checkout()
+    return _PACKAGE / "_data" / "reported" if root is None else root / "results" / "reported"
+
+
+def results() -> Path | None:
+    """Folder of committed results, or None when this is installed from a wheel, which holds none."""
+    root = checkout()
+    return None if root is None else root / "results"
+
+
 def testbed_weights() -> Path:
     """Folder of the embedded model's weights; it travels inside the package."""
     return _PACKAGE / "testbed" / "weights"

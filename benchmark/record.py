@@ -5,6 +5,7 @@ A record is the same bytes for the same run: no times, no host, no absolute path
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -18,14 +19,26 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from benchmark import paths
+from benchmark import data_files, paths
 from benchmark.declared import Strict, Tuple, dotted
 from benchmark.errors import BadInput, Damaged
+from benchmark.keys import canonical
+from benchmark.metrics import rules
+from benchmark.metrics.protocols import protocol
 from benchmark.plan import Cell, Plan
 
-SCHEMA = 1
+SCHEMA = 2
 
-UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _to_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 adds hashes, rules of protocols, precision, datasets and each target's adjacent concepts; what was not
+    written is None or empty."""
+    request = values["request"]
+    erase = [{**c, "adjacent": None} for c in request["erase"]]
+    return {**values, "request": {**request, "erase": erase}, "hashes": hashes(values.get("rows", {}))}
+
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 """Schema number → what turns such a record into one of the next number."""
 
 PACKAGES = (
@@ -40,7 +53,17 @@ PACKAGES = (
     "numpy",
     "scipy",
     "pillow",
+    "accelerate",
+    "peft",
+    "timm",
+    "clean-fid",
+    "torch-fidelity",
+    "lpips",
+    "nudenet",
+    "onnxruntime",
+    "facenet-pytorch",
 )
+"""What may move a number; one that is not installed is recorded as None."""
 DETERMINISM = (
     "contract 1: equal bytes on one device class, library set, thread count and batch shape; "
     "every image from its own CPU generator, the last batch padded"
@@ -131,14 +154,25 @@ class Provenance(Strict):
     """None if the code is not a git checkout."""
     dirty: bool | None
     """Whether tracked or new files differ from the commit."""
-    packages: dict[str, str]
+    packages: dict[str, str | None]
+    """None for one that is not installed."""
     python: str
     machine: str
     """Processor architecture, such as `x86_64`."""
     device_class: str
     threads: int
     dtype: str
+    precision: dict[str, bool | str | None] = {}
+    """`device.precision()`; empty in records of schema 1."""
     determinism: str = DETERMINISM
+
+
+class Hashes(Strict):
+    """Of all prompts, and of all images, of a record: SHA-256 over its rows in their order; "" without rows."""
+
+    prompts: str = ""
+    """Over role, concept, prompt, replicate and seed."""
+    images: str = ""
 
 
 class Record(Strict):
@@ -162,10 +196,15 @@ class Record(Strict):
     headline: str | None
     gate: dict[str, Tuple[float]] = {}
     """By role: where the unedited model's accuracy must lie."""
+    datasets: Tuple[str] = ()
+    """That concepts, prompts and reference images come from; empty in records of schema 1."""
     reference: dict[str, str] | None = None
     """Whose real images the general prompts' are compared with."""
     protocols: dict[str, ProtocolPart]
+    rules: dict[str, dict[str, Any]] = {}
+    """By protocol: its rule with what is set in it, such as a threshold; empty in records of schema 1."""
     edit: EditPart | None
+    hashes: Hashes = Hashes()
     rows: Rows = Rows()
     summary: dict[str, Any] = {}
     provenance: Provenance
@@ -182,9 +221,8 @@ def start(plan: Plan, cell: Cell, provenance: Provenance) -> dict[str, Any]:
     method = cell.method
     part = {n: getattr(method, n) for n in ("label", "name", "variant", "fields", "passed", "preset")}
     part |= {n: getattr(method.instance, n) for n in ("version", "role", "paper")}
-    erase = [
-        {"name": c.name, "kind": c.kind, "anchor": c.anchor, "synonyms": list(c.synonyms)} for c in cell.request.erase
-    ]
+    told = ("name", "kind", "anchor", "synonyms", "adjacent")
+    erase = [{what: _plain(getattr(c, what)) for what in told} for c in cell.request.erase]
     return {
         "schema": SCHEMA,
         "suite": plan.suite.name,
@@ -209,11 +247,35 @@ def start(plan: Plan, cell: Cell, provenance: Provenance) -> dict[str, Any]:
         "primary": plan.form.primary,
         "headline": plan.suite.headline,
         "gate": {role: list(window) for role, window in plan.form.gate.items()},
+        "datasets": _datasets(plan),
         "reference": _reference(plan),
         "protocols": {},
+        "rules": {name: rules.rule(protocol(name)) for name in plan.form.protocols},
         "edit": None,
         "provenance": provenance.model_dump(mode="json"),
     }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def hashes(rows: Mapping[str, Any]) -> dict[str, str]:
+    """`Hashes` of a record's rows, as its JSON values have them."""
+    if not rows.get("role"):
+        return {"prompts": "", "images": ""}
+    asked = {name: list(rows[name]) for name in ("role", "concept", "prompt", "replicate", "seed")}
+    return {"prompts": _sha256(asked), "images": _sha256(list(rows["image"]))}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def _datasets(plan: Plan) -> list[str]:
+    """The form's own first, then those that its prompts and reference images name."""
+    own = [plan.form.dataset] if isinstance(plan.form.dataset, str) else list(plan.form.dataset)
+    return list(dict.fromkeys([*own, *(one.dataset for one in data_files.named_in(plan.form.model_dump(mode="json")))]))
 
 
 def _reference(plan: Plan) -> dict[str, str] | None:
@@ -228,7 +290,9 @@ def _reference(plan: Plan) -> dict[str, str] | None:
 
 
 # --- provenance -----------------------------------------------------------------------------------------------------
-def provenance(*, device_class: str, threads: int, dtype: str) -> Provenance:
+def provenance(
+    *, device_class: str, threads: int, dtype: str, precision: Mapping[str, bool | str | None] | None = None
+) -> Provenance:
     """This process's provenance; `device_class` is `cpu` or a GPU's product name."""
     commit, dirty = _commit()
     return Provenance(
@@ -240,17 +304,19 @@ def provenance(*, device_class: str, threads: int, dtype: str) -> Provenance:
         device_class=device_class,
         threads=threads,
         dtype=dtype,
+        precision=dict(precision or {}),
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> tuple[str | None, bool | None]:
@@ -346,7 +412,10 @@ def upgraded(values: Any, upgrades: Mapping[int, Callable[[dict[str, Any]], dict
     steps = UPGRADES if upgrades is None else upgrades
     number = values.get("schema") if isinstance(values, dict) else None
     while isinstance(number, int) and number in steps and number < SCHEMA:
-        values = {**steps[number](values), "schema": number + 1}
+        try:
+            values = {**steps[number](values), "schema": number + 1}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"expected a record of schema {number}, found one without {error}") from None
         number += 1
     if number != SCHEMA:
         newer = isinstance(number, int) and number > SCHEMA

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmark import data_files, image_folders, keys, prompt_files, record, scoring
 from benchmark.errors import BadInput, Damaged, Missing
-from benchmark.metrics import evaluators, protocols, summary
+from benchmark.metrics import evaluators, protocols, rules, summary
 from benchmark.metrics.balance import headline
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.store import Store
@@ -56,8 +56,8 @@ def rescore(
         raise BadInput(f"{run} is not the folder of a run: it has no records/; give the --out of `erasure-bench run`")
     records = [dict(r) for r in board.read_records(run)]
     _check(records, names, primary)
-    found = _Stored(Store(store or run / "store"), say)
-    made = [_rescored(r, records, names, primary, found) for r in records]
+    found = Stored(Store(store or run / "store"), say)
+    made = [rescored(r, records, names, primary, found) for r in records]
     _write([record.parse(r) for r in made], run, out)
     return out
 
@@ -92,9 +92,8 @@ def _same_headline(r: Record, names: Sequence[str]) -> None:
 
 
 # --- one record -------------------------------------------------------------------------------------------------------
-def _rescored(
-    r: Record, records: Sequence[Record], names: Sequence[str], primary: str | None, found: _Stored
-) -> Record:
+def rescored(r: Record, records: Sequence[Record], names: Sequence[str], primary: str | None, found: Stored) -> Record:
+    """The record with the protocols in `names` scored from stored raw outputs, those that it has already included."""
     primary = primary or r["primary"]
     if r["status"] != "ok":
         return {**r, "primary": primary}
@@ -104,14 +103,16 @@ def _rescored(
         theirs = own if base is r else _scored(base, base, names, primary, found)
         own = {**own, "summary": summary.with_unedited(own["summary"], theirs["summary"])}
     by = {name: _part(name, r, found) for name in names}
-    return {**r, **own, "primary": primary, "protocols": {**r["protocols"], **by}}
+    told = {name: rules.rule(protocols.protocol(name)) for name in names}
+    made = {**r, **own, "primary": primary, "protocols": {**r["protocols"], **by}}
+    return {**made, "rules": {**r["rules"], **told}}
 
 
 def _is_base(r: Record) -> bool:
     return bool(r["status"] == "ok" and r["method"]["role"] == "baseline")
 
 
-def _scored(r: Record, base: Record | None, names: Sequence[str], primary: str, found: _Stored) -> dict[str, Any]:
+def _scored(r: Record, base: Record | None, names: Sequence[str], primary: str, found: Stored) -> dict[str, Any]:
     """The record's rows and summary with the new protocols; distances that it has already keep their numbers."""
     source = _RecordSource(r, base, found)
     told = [p for p in r["protocols"] if p not in names and protocols.protocol(p).scope != "set"]
@@ -146,7 +147,7 @@ def _with_distances(made: dict[str, Any], r: Record, names: Sequence[str]) -> di
     return out
 
 
-def _part(name: str, r: Record, found: _Stored) -> dict[str, Any]:
+def _part(name: str, r: Record, found: Stored) -> dict[str, Any]:
     """What the record says of a protocol."""
     p = protocols.protocol(name)
     return {"version": p.version, "evaluator": p.evaluator, "evaluator_hash": found.weights(p.evaluator, r)}
@@ -155,7 +156,7 @@ def _part(name: str, r: Record, found: _Stored) -> dict[str, Any]:
 class _RecordSource:
     """Raw outputs of one record's images."""
 
-    def __init__(self, r: Record, base: Record | None, found: _Stored) -> None:
+    def __init__(self, r: Record, base: Record | None, found: Stored) -> None:
         self.record, self.base, self.found = r, base, found
         self._raws: dict[str, Mapping[str, Array]] = {}
 
@@ -194,14 +195,18 @@ class _RecordSource:
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------
-class _Stored:
-    """Images and raw outputs of a store, found by the hashes of the images' pixels."""
+class Stored:
+    """Images and raw outputs of a store, found by the hashes of the images' pixels.
+
+    With a store that is read only, raw outputs that are not there are Missing; else they are made and stored.
+    """
 
     def __init__(self, store: Store, say: Callable[[str], object]) -> None:
         self.store, self.say = store, say
         self._judges: dict[str, Evaluator] = {}
         self._places = dict(self._listed())
         self._features: dict[tuple[str, str], Array] = {}
+        self._hashes: dict[tuple[str, str], str] = {}  # of judges' weights: megabytes, asked for in every record
 
     def _listed(self) -> list[tuple[str, Place]]:
         found: list[tuple[str, Place]] = []
@@ -251,6 +256,8 @@ class _Stored:
 
         address = (keys.RAW, keys.raw_key(key, shard, evaluator=judge.id, weights=judge.hash))
         if not self.store.has(*address):
+            if self.store.readonly:
+                raise Missing(f"{self.store.root} has no raw outputs of {judge.id} for the images of {key}/{shard}")
             self.store.put(*address, files={RAW: save(judge.raw(self._images(key, shard)))})
         return self.store.read(*address, file=RAW)
 
@@ -265,6 +272,12 @@ class _Stored:
 
     def weights(self, evaluator: str, r: Record) -> str:
         """Of an evaluator's weights and the real images that it compares with, as a run has them in its records."""
+        asked = (evaluator, json.dumps(r["reference"], sort_keys=True))
+        if asked not in self._hashes:
+            self._hashes[asked] = self._hashed(evaluator, r)
+        return self._hashes[asked]
+
+    def _hashed(self, evaluator: str, r: Record) -> str:
         named = r["reference"] is not None and evaluators.spec_of(evaluator).compares
         found = evaluators.weights_hash(evaluator, reference=not named)
         both = f"{found}\n{image_folders.digest(_reference_images(r['reference']))}" if named else ""

@@ -12,11 +12,12 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmark import device, keys, record
+from benchmark import device, keys, memory, record
 from benchmark.errors import BadInput, Damaged, Missing
 from benchmark.fetch import enough, fetch
 from benchmark.plan import Cell, Pair, Plan, make_plan, missing
@@ -52,6 +53,8 @@ class RunOptions:
     batch_size: int | None = None
     download: bool = False
     quiet: bool = False
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of methods, by label."""
     passed: Mapping[str, Any] = field(default_factory=dict)
     """The arguments that were typed."""
 
@@ -84,6 +87,7 @@ def settled(options: RunOptions) -> Plan:
         scale=options.scale,
         seed=options.seed,
         batch=options.batch_size,
+        passed=options.fields,
     )
 
 
@@ -122,7 +126,11 @@ class _Runner:
         self.images_made = 0
         self._places: dict[str, dict[Pair, tuple[str, int]]] = {}  # by cell, of those whose images are drawn
         self.started = time.perf_counter()
-        self.provenance = record.provenance(device_class=device_class(), threads=device.threads(), dtype=plan.dtype)
+        self.begun = datetime.now(UTC).isoformat(timespec="seconds")
+        self.id = uuid.uuid4().hex
+        self.provenance = record.provenance(
+            device_class=device_class(), threads=device.threads(), dtype=plan.dtype, precision=device.precision()
+        )
 
     def cell(self, cell: Cell) -> None:
         """Bring one cell to its record, whatever becomes of it."""
@@ -131,6 +139,7 @@ class _Runner:
         try:
             if cell.edit is not None:
                 values |= self._mended(lambda: self._stages(cell, spent))
+                values["hashes"] = record.hashes(values["rows"])
             self._log(cell).unlink(missing_ok=True)
         except CellFailed as error:
             values |= {"status": "failed", "reason": told(error)}
@@ -257,41 +266,63 @@ class _Runner:
         Of its images, those of a run that was stopped and of the one that went on are added up.
         """
         path = self.options.out / "costs.json"
-        cells = _costs(path)
+        before = _costs(path)
+        cells, runs = dict(before.get("cells", {})), [r for r in before.get("runs", []) if r["id"] != self.id]
         if cell is not None and new is not None:
             cells[cell.slug] = _merged(cells.get(cell.slug, {}), new, len(unique(iter(cell.items))))
         costs = {
             "schema": 1,
-            "machine": {
-                "device": device_class(),
-                "cpu": _cpu_name(),
-                "threads": device.threads(),
-                "system": platform.system(),
-            },
-            "last_run": {
-                "seconds": round(time.perf_counter() - self.started, 3),
-                "peak_bytes": _peak_bytes(),
-                "images_made": self.images_made,
-            },
+            "machine": _machine(),
+            "last_run": self._taken(),
             "cells": {slug: cells[slug] for slug in sorted(cells)},
+            "runs": [*runs, {"id": self.id, "started": self.begun, **self._taken(), **self._told()}],
         }
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         temporary.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
+    def _taken(self) -> dict[str, Any]:
+        return {
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "peak_bytes": memory.overall(),
+            "images_made": self.images_made,
+        }
+
+    def _told(self) -> dict[str, Any]:
+        """What this invocation was told, given or defaulted, by which code, on what."""
+        told = {n: v for n, v in asdict(self.options).items() if n not in ("out", "store", "passed")}
+        arguments = {**told, "suite": Path(self.options.suite).name, "model": Path(self.options.model).name}
+        code = {"commit": self.provenance.commit, "dirty": self.provenance.dirty}
+        passed = dict(self.options.passed)
+        return {"arguments": arguments, "passed": passed, **code, "machine": _machine()}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "device": device_class(),
+        "cpu": _cpu_name(),
+        "threads": device.threads(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "driver": device.driver(),
+    }
+
 
 def _costs(path: Path) -> dict[str, Any]:
-    """The cells of an earlier `costs.json`; none if there is none that can be read."""
+    """An earlier `costs.json`; empty if there is none that can be read."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["cells"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _merged(before: Mapping[str, Any], new: Mapping[str, Any], whole: int) -> dict[str, Any]:
     earlier, now = before.get("images"), new.get("images")
     if earlier and now and now["made"] < whole:
-        new = {**new, "images": {name: now[name] + earlier.get(name, 0) for name in now}}
+        added = {name: now.get(name, 0) + earlier.get(name, 0) for name in {**earlier, **now}}
+        peaks = [part["peak_bytes"] for part in (earlier, now) if "peak_bytes" in part]
+        new = {**new, "images": added | ({"peak_bytes": max(peaks)} if peaks else {})}
     return {**before, **new}
 
 
@@ -320,13 +351,6 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _width() -> int:

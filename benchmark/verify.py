@@ -1,14 +1,24 @@
-"""Whether what lies in a run's folder is what the run wrote: checksums, boards from records, images in the store."""
+"""Whether what lies in a run's folder is what the run wrote: checksums, boards from records, records from their rows,
+images in the store. What needs a judge is in `recompute`."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmark import record as schema
 from benchmark.errors import BadInput
+from benchmark.keys import EDITS, pixel_hash
+from benchmark.metrics import summary
+from benchmark.metrics.distribution import Value
+from benchmark.metrics.protocols import protocol
 from benchmark.tables import board
 
 SUMS = "SHA256SUMS"
@@ -29,7 +39,8 @@ def verify(out: Path, store: Path | None = None) -> list[str]:
     if not (out / "records").is_dir():
         raise BadInput(f"{out} is not the folder of a run: it has no records/; give the --out of `erasure-bench run`")
     folder = out / "store" if store is None else store
-    return [*_sums(out), *_boards(out), *_artifacts(folder), *_images(out, folder)]
+    of_records = [*_boards(out), *_summaries(out)]
+    return [*_sums(out), *of_records, *_artifacts(folder), *_images(out, folder), *_edits(out, folder)]
 
 
 # --- checksums ------------------------------------------------------------------------------------------------
@@ -100,6 +111,81 @@ def _records(out: Path) -> tuple[dict[str, Any], list[str]]:
     return records, broken
 
 
+# --- records from their rows ----------------------------------------------------------------------------------
+Json = dict[str, Any]
+CLOSE = 1e-9
+"""Relative difference of numbers that are computed anew: sums in another library's order end in other digits."""
+
+
+def _summaries(out: Path) -> Iterator[str]:
+    """Compare what a record says of its rows, hashes and numbers, with what the rows give."""
+    written = {name: r for name, r in _records(out)[0].items() if isinstance(r, dict) and r.get("summary")}
+    made: dict[str, Json] = {}
+    for name, r in written.items():
+        try:
+            if name not in made:
+                made[name] = _made(r)
+            base = next((b for b in written if _is_base_of(r, written[b])), None)
+            if base is not None and base not in made:
+                made[base] = _made(written[base])
+            found = next(_of_record(r, made[name], None if base is None else made[base]), None)
+        except Exception as error:  # a tampered record may be anything
+            found = f"cannot be recomputed from its rows ({type(error).__name__}: {error})"
+        if found:
+            yield f"records/{name}: {found}"
+
+
+def _is_base_of(r: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    same = other["request"]["name"] == r["request"]["name"]
+    return bool(same and other["method"]["role"] == "baseline" and other["status"] == "ok")
+
+
+def _of_record(r: Mapping[str, Any], made: Json, base: Json | None) -> Iterator[str]:
+    if "hashes" in r and r["hashes"] != schema.hashes(r["rows"]):
+        yield "hashes: not those of its rows"
+    whole = made if base is None else summary.with_unedited(made, base)
+    for place, expected, there in differences(whole, r["summary"]):
+        yield f"summary {place}: {there!r}, but its rows give {expected!r}"
+
+
+def _made(r: Mapping[str, Any]) -> Json:
+    """The summary of a record's rows; distances, which need features, as the record has them."""
+    names = list(r["protocols"])
+    sets = {column: _value(r["summary"], column) for column in r["summary"]["metrics"] if _is_set(column)}
+    return summary.summarise(r["rows"], primary=r["primary"], headline_id=r["headline"], protocols=names, sets=sets)
+
+
+def _is_set(column: str) -> bool:
+    return protocol(column).scope == "set"
+
+
+def _value(of: Mapping[str, Any], column: str) -> Value:
+    interval, tail = of["metrics_ci"][column], column.rpartition("/")[2]
+    ci = None if interval is None else (interval[0], interval[1])
+    reason = of["reasons"].get(column, "")
+    return Value(of["metrics"][column], ci, reason, int(tail) if tail.isdigit() else 0)
+
+
+def differences(made: Any, there: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Place, what was made, what is there, wherever the second is not the first; numbers may differ by `CLOSE`.
+
+    What is made and not there passes: a record of an earlier version of this harness has fewer numbers.
+    """
+    if isinstance(made, Mapping) and isinstance(there, Mapping):
+        for name, value in there.items():
+            yield from differences(made.get(name), value, f"{place}.{name}".lstrip("."))
+    elif isinstance(made, list | tuple) and isinstance(there, list | tuple) and len(made) == len(there):
+        for i, (a, b) in enumerate(zip(made, there, strict=True)):
+            yield from differences(a, b, f"{place}[{i}]")
+    elif not _equal(made, there):
+        yield place, made, there
+
+
+def _equal(a: Any, b: Any) -> bool:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b))
+    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE) if numbers else bool(a == b)
+
+
 # --- store ----------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +233,30 @@ def _images(out: Path, store: Path) -> Iterator[str]:
 
 
 def _hashes(items: Path) -> list[str]:
+    """The hashes of a shard's images, as listed where their pixels have them."""
     try:
-        return [entry["sha256"] for entry in json.loads(items.read_bytes())]
-    except (ValueError, KeyError, TypeError):
+        listed = [entry["sha256"] for entry in json.loads(items.read_bytes())]
+        images = np.load(io.BytesIO((items.parent / "images.npy").read_bytes()), allow_pickle=False)
+        return [digest for digest, image in zip(listed, images, strict=True) if pixel_hash(image) == digest]
+    except (OSError, ValueError, KeyError, TypeError):
         return []  # its manifest has already told
+
+
+def _edits(out: Path, store: Path) -> Iterator[str]:
+    """The hash of the edit that a record names must be that of the edit in the store."""
+    if not store.is_dir():
+        return
+    for name, record in _records(out)[0].items():
+        edit = record.get("edit") if isinstance(record, dict) else None
+        if not edit or not edit["hash"]:  # failed, or the unedited model
+            continue
+        about = store / EDITS / edit["key"] / "about.json"
+        try:
+            stored = json.loads(about.read_bytes())["hash"]
+        except OSError:
+            yield f"records/{name}: its edit {edit['key']} is not in the store"
+        except (ValueError, KeyError, TypeError):
+            continue  # its manifest has already told
+        else:
+            if stored != edit["hash"]:
+                yield f"records/{name}: edit {edit['key']} has the hash {edit['hash']}, in the store it is {stored}"

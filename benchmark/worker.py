@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark import data_files, device, image_folders, keys, prompt_files, scoring
+from benchmark import data_files, device, image_folders, keys, memory, prompt_files, scoring
 from benchmark.errors import BadInput, BenchError
 from benchmark.items import Item
+from benchmark.keys import pixel_hash
 from benchmark.metrics import evaluators, protocols, summary
 from benchmark.plan import Cell, EditSpec, Pair, Plan, stored
 from benchmark.progress import Stage
@@ -156,14 +157,16 @@ class Worker:
         left = unique(i for i in cell.items if (i.prompt, i.seed) not in found)
         if not left:
             return found
+        memory.reset()
         started = time.perf_counter()
-        with closing(self._batches(edit, left)) as batches:  # however this ends, the edit comes off at once
+        with closing(self._batches(edit, left, spent)) as batches:  # however this ends, the edit comes off at once
             for part, images in batches:
                 shard = self._put_images(key, part, images)
                 found |= {(i.prompt, i.seed): shard for i in part}
                 stage.advance(len(part))
                 now = time.perf_counter()
                 _add(spent.images, made=len(part), seconds=now - started)
+                spent.images["peak_bytes"] = memory.peak()
                 started = now
         return found
 
@@ -174,16 +177,24 @@ class Worker:
         self.store.put(keys.IMAGES, key, shard, files=files)
         return shard
 
-    def _batches(self, spec: EditSpec, items: Sequence[Item]) -> Generator[tuple[list[Item], Image], None, None]:
+    def _batches(
+        self, spec: EditSpec, items: Sequence[Item], spent: Spent
+    ) -> Generator[tuple[list[Item], Image], None, None]:
         edit = self.load_edit(spec)
         if edit.output == "grey":
             yield from grey(items, self.plan.batch, self.plan.form.sampler.size)
             return
         for own, part in _by_settings(items).items():
-            yield from self._drawn(spec, edit, part, *own)
+            yield from self._drawn(spec, edit, part, *own, spent)
 
     def _drawn(
-        self, spec: EditSpec, edit: Edit, items: Sequence[Item], guidance: float | None, size: tuple[int, int] | None
+        self,
+        spec: EditSpec,
+        edit: Edit,
+        items: Sequence[Item],
+        guidance: float | None,
+        size: tuple[int, int] | None,
+        spent: Spent,
     ) -> Generator[tuple[list[Item], Image], None, None]:
         """Images of items of one guidance and size, by default the suite's."""
         from benchmark.edits import apply
@@ -200,8 +211,11 @@ class Worker:
         backbone = self.sized(shape)
         changes: AbstractContextManager[Any] = nullcontext() if spec.empty else apply(backbone, edit)
         try:
-            with changes:
-                yield from sample(backbone, items, sampler, self.plan.batch, edit.prompts)
+            with changes, backbone.counting() as counts:
+                try:
+                    yield from sample(backbone, items, sampler, self.plan.batch, edit.prompts)
+                finally:
+                    _add(spent.images, **{name: n for name, n in asdict(counts).items() if n})
         except BadInput:
             raise
         except BenchError as error:
@@ -223,10 +237,12 @@ class Worker:
     def _scores(self, cell: Cell, shards: Mapping[Pair, str], stage: Stage, spent: Spent) -> dict[str, Any]:
         address = (keys.SCORES, self._scores_key(cell))
         if not self.store.has(*address):
+            memory.reset()
             started = time.perf_counter()
             scored = self._score(cell, shards, stage)
             self.store.put(*address, files={"scores.json": keys.canonical(scored).encode()})
             _add(spent.scores, seconds=time.perf_counter() - started)
+            spent.scores["peak_bytes"] = memory.peak()
         stage.advance(len(cell.items) - stage.done)
         return dict(json.loads(self.store.read(*address, file="scores.json")))
 
@@ -471,7 +487,7 @@ def _add(spent: dict[str, Any], **more: float) -> None:
 def _about(edit: Edit, hashed: str) -> bytes:
     """What records and samplers need of an edit without loading its tensors."""
     cost = asdict(edit.cost)
-    counts = {k: cost[k] for k in ("denoiser_forwards", "denoiser_backwards", "text_encodes")}
+    counts = {k: cost[k] for k in ("denoiser_forwards", "denoiser_backwards", "text_encodes", "decodes")}
     rule = None if edit.prompts is None else asdict(edit.prompts)
     about = {"hash": hashed, "notes": dict(edit.notes), "counts": counts, "output": edit.output, "prompts": rule}
     return keys.canonical(about).encode()
@@ -500,8 +516,3 @@ def npy(images: Image) -> bytes:
     out = io.BytesIO()
     np.save(out, images, allow_pickle=False)
     return out.getvalue()
-
-
-def pixel_hash(image: Image) -> str:
-    """SHA-256 of an image's shape and pixels."""
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -101,7 +101,8 @@ def test_contract_fields(board):
     names += [f"acc_{r}_ci" for r in ("erased", "kept", "synonym", "adjacent")]
     for r in board["rows"]:
         assert set(names) <= set(r)
-        for key in (k for k in r if k.endswith("_ci") and r[k] and k not in ("metrics_ci", "rank_ci")):
+        differences = ("metrics_ci", "rank_ci", "gap_vs_best_ci")
+        for key in (k for k in r if k.endswith("_ci") and r[k] and k not in differences):
             assert 0 <= r[key][0] <= r[key[:-3]] <= r[key][1] <= 1, key
     r = row(board, "esd")
     assert (r["acc_erased"], r["n_kept"], r["status"], r["primary"]) == (0.1, 180, "ok", TOP1)
@@ -168,7 +169,8 @@ def test_scores_do_not_move_when_a_method_is_added(records, board):
     for r in fewer["rows"]:
         full = row(board, r["method"], r["request"])
         moved = [k for k in r if r[k] != full[k]]
-        assert set(moved) <= {"rank", "rank_ci", "best", "p_vs_best", "tied"}
+        beside = {"rank", "rank_ci", "best", "p_vs_best", "tied", "gap_vs_best", "gap_vs_best_ci", "marks"}
+        assert set(moved) <= beside
 
 
 # --- comparison -----------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ def test_reading(tmp_path, records):
     with pytest.raises(Damaged, match=r"b\.json is not JSON"):
         boards.read_records(tmp_path)
     (folder / "b.json").write_text('{"schema": 9}')
-    with pytest.raises(BadInput, match=r"b\.json.*schema 1, found 9"):
+    with pytest.raises(BadInput, match=r"b\.json.*schema \d, found 9"):
         boards.read_records(tmp_path)
 
 
@@ -292,16 +294,94 @@ def test_names_are_text_in_every_format():
     assert r"\|\`\[bold\]x\_y&amp;\</td\>" in md
     table = [line for line in md.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in table[:4]}) == 1
-    assert r"x\_y\&</td>\%" in boards.render(board, "tex")
+    assert r"x\_y\&$<$/td$>$\%" in boards.render(board, "tex")
 
 
 def test_latex(board):
     tex = boards.render(board, "tex")
-    for piece in (r"\toprule", r"\bottomrule", r"none (unedited)", r"grey (control)", r"H\_o $\uparrow$", r"\textbf{"):
+    for piece in (r"\toprule", r"\bottomrule", r"none (unedited)", r"grey (control)", r"H\_o $\uparrow$"):
         assert piece in tex
     assert f"{{{formats.EMBEDDED.replace('×', '$' + chr(92) + 'times$')}}}" in tex, "said where it is typeset"
     widths = {line.count(" & ") for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line}
     assert len(widths) == 1
+    assert r"\scriptsize" not in tex and r" {\scriptsize (" in boards.render(board, "tex", intervals=True)
+
+
+FAR = {"none": (57, 170, 36), "first": (2, 174, 2), "second": (20, 150, 14), "third": (48, 90, 34), "grey": (0, 0, 0)}
+
+
+def marked(hits, requests=("erase:cat", "erase:dog")):
+    made = boards.build([record(m, q, h) for m, h in hits.items() for q in requests])
+    return made, {m: {q: row(made, m, q)["marks"] for q in (*requests, "mean")} for m in hits}
+
+
+def test_best_and_second_are_marked_where_the_tests_tell_them_apart():
+    made, marks = marked(FAR)
+    for request in ("erase:cat", "erase:dog", "mean"):
+        assert marks["first"][request]["headline"] == "best" and marks["second"][request]["headline"] == "second"
+        assert marks["first"][request]["acc_erased"] == "best"
+        assert marks["third"][request] == marks["none"][request] == marks["grey"][request] == {}
+    lines = boards.render(made, "tex").splitlines()
+    assert all(r"\textbf{" in line for line in lines if line.startswith("first "))
+    assert all(r"\underline{" in line for line in lines if line.startswith("second "))
+    assert not any(r"\textbf{" in line or r"\underline{" in line for line in lines if line.startswith(("grey", "none")))
+
+
+def test_what_the_tests_do_not_tell_apart_has_no_mark(board):
+    assert row(board, "uce")["best"] and "headline" not in row(board, "uce")["marks"]
+    assert r"\textbf{" not in boards.render(boards.build([record("esd"), record("uce", hits=HITS["esd"])]), "tex")
+    _, marks = marked({"first": FAR["first"], "second": FAR["second"]})
+    assert marks["first"]["mean"]["headline"] == "best"
+    assert "second" not in marks["second"]["mean"].values(), "the last of two is no second"
+    near = {**FAR, "second": (20, 150, 14), "third": (21, 150, 14)}
+    assert "headline" not in marked(near)[1]["second"]["mean"], "the second is not told from the third"
+
+
+def test_marks_are_corrected_over_the_whole_board():
+    """p = .02 (nine of ten pairs that differ) is enough for one claim, not for one of eight."""
+    from benchmark.tables.compare import Claim, mark
+
+    one, many = {"marks": {}}, {"marks": {}}
+    mark([Claim(one, "headline", "best", 0.02)])
+    mark([Claim(many, "headline", "best", 0.02), *(Claim({"marks": {}}, "acc_kept", "best", 0.9) for _ in range(7))])
+    assert one["marks"] == {"headline": "best"} and many["marks"] == {}
+    second = {"marks": {}}
+    mark([Claim({"marks": {}}, "headline", "best", 0.3), Claim(second, "headline", "second", 0.001)])
+    assert second["marks"] == {}, "a second beside no best"
+
+
+def test_gaps_to_the_best_have_paired_intervals():
+    made, _ = marked(FAR)
+    best, second = row(made, "first", "mean"), row(made, "second", "mean")
+    assert best["gap_vs_best"] is None
+    assert second["gap_vs_best"] == pytest.approx(second["headline"] - best["headline"])
+    low, high = second["gap_vs_best_ci"]
+    assert low < second["gap_vs_best"] < high < 0
+    flat = next(r for r in csv.DictReader(io.StringIO(boards.render(made, "csv"))) if r["method"] == "second")
+    assert float(flat["gap_vs_best_lo"]) < 0 and flat["marks"].count("second") >= 1
+
+
+def test_luck_of_training_is_told_from_luck_of_sampling():
+    hits = [(4, 150, 6), (20, 150, 12), (30, 150, 20)]
+    made = [record("esd", hits=h) for h in hits]
+    for seed, r in enumerate(made):
+        r["request"] = {**r["request"], "seed": seed}
+    found = boards.build(made)
+    spread = row(found, "esd")["spread"]
+    assert spread["seeds"] == [0, 1, 2] and spread["training_sd"] > spread["sampling_sd"] > 0
+    assert "3 training seeds; the headline's deviation is" in boards.render(found, "md")
+    same = [record("esd", hits=hits[0]) for _ in range(2)]
+    same[1]["request"] = {**same[1]["request"], "seed": 1}
+    assert row(boards.build(same), "esd")["spread"]["training_sd"] == 0.0
+    assert row(boards.build(same[:1]), "esd")["spread"] is None
+
+
+def test_rows_without_numbers_show_their_status():
+    bad = record("esd", status="failed", reason="out of memory", rows={"role": [], "values": {}}, summary={})
+    board = boards.build([record("none"), record("uce"), bad])
+    assert "| esd | failed | – |" in boards.render(board, "md")
+    assert r"\textit{failed: out of memory}" in boards.render(board, "tex")
+    assert any("esd" in line and "failed" in line for line in boards.render(board, "term").splitlines())
 
 
 def test_failed_and_invalid_rows_are_told():

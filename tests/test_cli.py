@@ -12,20 +12,30 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from benchmark import cli
+from benchmark.errors import BadInput
 
 COMMANDS = (
+    "baseline",
     "board",
     "check-method",
+    "cite",
+    "claims check",
+    "compare",
     "doctor",
     "erase",
     "fetch",
     "list",
     "neighbours",
     "new-method",
+    "page",
     "plan",
+    "plot",
+    "power",
+    "regress",
     "rescore",
     "run",
     "show",
+    "tables",
     "verify",
 )
 
@@ -43,7 +53,7 @@ def call(*arguments: str) -> Result:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps_with_an_example(command: str):
-    shown = call(command, "--help")
+    shown = call(*command.split(), "--help")
     assert shown.exit_code == 0
     assert f"Example: erasure-bench {command}" in shown.output
     assert "--quiet" in shown.output and "--debug" in shown.output
@@ -52,7 +62,7 @@ def test_every_command_helps_with_an_example(command: str):
 def test_all_commands_are_tested_here():
     shown = call("--help").output.partition("Commands:")[2]
     named = {line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line[2:3].strip()}
-    assert named - {"Example:"} == set(COMMANDS)
+    assert named - {"Example:"} == {command.split()[0] for command in COMMANDS}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["plan", "objects"]], ids=" ".join)
@@ -152,3 +162,11 @@ def test_errors_from_within(error: BaseException, code: int, said: str, monkeypa
 def test_default_out():
     assert cli.default_out("objects", "sd14") == Path("runs/objects-sd14")
     assert cli.default_out("/home/me/mine.yaml", "/models/erased/") == Path("runs/mine-erased")
+
+
+def test_fields_are_set_by_method_label():
+    told = cli._set_of(["esd.lr=1e-4", "esd.train=x", "uce@2025.ridge=2"])
+    assert told == {"esd": {"lr": 1e-4, "train": "x"}, "uce@2025": {"ridge": 2}}
+    for bad in ("lr=1", "esd.lr", ".lr=1", "esd.=1"):
+        with pytest.raises(BadInput, match="--set: expected"):
+            cli._set_of([bad])

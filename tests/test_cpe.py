@@ -333,11 +333,6 @@ def share_left(backbone: Backbone, found: Gates, prompt: str, wanted: str | None
     return left / total
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="on testbed-2 names lie closer together; at these counts the gate does not open on one: to be tuned",
-)
 def test_training_erases_the_concept_and_holds_the_anchors(embedded: Backbone) -> None:
     edit = edits.make(FIRST, embedded, HELD)
     assert edit.gates is not None
@@ -349,11 +344,6 @@ def test_training_erases_the_concept_and_holds_the_anchors(embedded: Backbone) -
     assert note["loss_last"] < 0.5 * note["loss_first"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="on testbed-2 names lie closer together; at these counts the gate does not open on one: to be tuned",
-)
 def test_adversaries_bring_the_concept_back(embedded: Backbone) -> None:
     task, model, text = FIRST.task(NAME, HELD), _cpe.read(embedded), _cpe._text(embedded, FIRST.task(NAME, HELD), 50)
     module, _ = _cpe._train(embedded, model, task, FIRST, _cpe._generator(0, NAME.name))

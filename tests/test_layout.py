@@ -16,27 +16,29 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors",
-    "device interface keys neighbours paths progress stats",
-    "declared store",
+    "device inputs interface keys memory neighbours paths progress stats",
+    "declared regress_stats store",
     "data",
     "data_files",
     "image_folders prompt_files",
     "suite",
     "items models registry",
     "metrics",
-    "backbones plan",
+    "backbones claims plan",
     "gates scoring",
     "edits sample record",
-    "evaluators merged tables testbed",
-    "catalogue conformance doctor erase fetch neighbourhood new_method verify worker",
-    "rescore run suite_table",
+    "baseline evaluators merged tables testbed",
+    "catalogue cite conformance doctor erase evidence fetch neighbourhood new_method page regress verify worker",
+    "compare regress_report rescore run suite_table",
+    "recompute",
     "cli",
 )
 """Rooms of `benchmark/`, the core first: each imports from lines above its own only."""
 
 TORCH_FREE = (
-    "catalogue cli data data_files declared device erase errors image_folders interface items keys models "
-    "new_method paths plan progress prompt_files record registry stats store suite verify"
+    "baseline catalogue cite claims cli compare data data_files declared device erase errors evidence image_folders "
+    "inputs interface items keys memory models new_method paths plan progress prompt_files record registry regress "
+    "regress_report regress_stats stats store suite verify"
 ).split()
 """Modules of `benchmark` that answer at once, on a machine without a GPU stack; all of `tables` does too."""
 

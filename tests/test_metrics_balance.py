@@ -149,6 +149,20 @@ def test_fade_advs_score_needs_the_unedited_model_and_is_filled_in_beside_it():
     assert with_unedited(edited, base)["relative"] == {"kept": 1.0, "adjacent": None}
 
 
+@pytest.mark.parametrize(
+    ("clip", "fid", "said"), [(-3.5, 13.0, "score, which is -3.5"), (31.0, 0.0, "/200, which is 0")]
+)
+def test_nothing_is_divided_by_what_is_not_above_zero(clip, fid, said):
+    """An untrained model's CLIP score may be negative: no number, and the reason, for it and for what is beside it."""
+    base = fade(1.0, clip, fid)
+    for edited in (fade(0.0, 31.0, 13.0), base):
+        filled = with_unedited(edited, base)
+        assert filled["headline"] is None and filled["headline_ci"] is None
+        assert said in filled["reasons"]["headline"] and "not above 0" in filled["reasons"]["headline"]
+        assert filled["relative"]["kept"] == 1.0 and edited["reasons"]["headline"] != filled["reasons"]["headline"]
+    assert with_unedited(fade(0.0, clip, 13.0), fade(1.0, 31.0, 13.0))["headline"] is not None, "an edit's own may be"
+
+
 def test_fids_over_other_numbers_of_images_do_not_compare():
     filled = with_unedited(fade(0.0, 31.0, 13.0, n=100), fade(1.0, 31.0, 13.0, n=200))
     assert filled["headline"] is None and "needs a protocol of fid" in filled["reasons"]["headline"]

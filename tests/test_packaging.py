@@ -34,7 +34,8 @@ def test_wheel_holds_code_and_data(wheel: Path, tracked: list[Path]):
     names = [path.relative_to(ROOT).as_posix() for path in tracked]
     code = {name for name in names if name.startswith(("benchmark/", "methods/"))}
     data = {f"benchmark/_data/{name}" for name in names if name.startswith(("datasets/", "suites/"))}
-    assert inside == code | data
+    reported = {f"benchmark/_data/{n.removeprefix('results/')}" for n in names if n.startswith("results/reported/")}
+    assert inside == code | data | reported
 
 
 def test_installed_wheel_answers_away_from_the_checkout(wheel: Path, tmp_path: Path):

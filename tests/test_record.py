@@ -17,6 +17,7 @@ from benchmark.errors import BadInput, Damaged
 from benchmark.plan import Plan, make_plan
 from benchmark.record import Provenance, Record
 
+OLD = Path(__file__).parent / "data" / "record-1.json"
 PROVENANCE = record.provenance(device_class="cpu", threads=1, dtype="float32")
 
 
@@ -59,7 +60,7 @@ def test_a_record_is_read_as_it_was_written(plan: Plan, tmp_path: Path):
 def test_a_record_tells_what_was_run(plan: Plan):
     values = json.loads(record.to_bytes(record.parse(fields(plan))))
     cell = plan.cells[-1]
-    assert values["schema"] == 1 and values["suite"] == "smoke" and values["form"] == "embedded"
+    assert values["schema"] == record.SCHEMA and values["suite"] == "smoke" and values["form"] == "embedded"
     assert values["model"] == {"name": "random-unet", "hash": plan.model_hash, "family": "unet-epsilon"}
     assert values["method"]["label"] == "uce" and values["method"]["fields"] == dict(cell.method.fields)
     assert values["request"]["name"] == cell.request.name
@@ -136,7 +137,7 @@ def written(folder: Path, values: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("schema", "expected"),
-    [(2, "expected schema 1, found 2: it was written by a newer version"), (0, "found 0: it is not a record of ours")],
+    [(3, "expected schema 2, found 3: it was written by a newer version"), (0, "found 0: it is not a record of ours")],
 )
 def test_an_unknown_schema_is_refused(plan: Plan, tmp_path: Path, schema: int, expected: str):
     with pytest.raises(BadInput) as caught:
@@ -146,14 +147,30 @@ def test_an_unknown_schema_is_refused(plan: Plan, tmp_path: Path, schema: int, e
 
 @pytest.mark.parametrize("values", [{}, [], "text", {"schema": None}, {"schema": "1"}])
 def test_json_that_is_no_record_is_refused(tmp_path: Path, values: Any):
-    with pytest.raises(BadInput, match="expected schema 1, found .*: it is not a record of ours"):
+    with pytest.raises(BadInput, match="expected schema 2, found .*: it is not a record of ours"):
         record.read(written(tmp_path, values))
 
 
 def test_older_schemas_are_brought_up_step_by_step():
-    steps = {-1: lambda v: {**v, "steps": [*v["steps"], "a"]}, 0: lambda v: {**v, "steps": [*v["steps"], "b"]}}
-    assert record.upgraded({"schema": -1, "steps": []}, steps) == {"schema": 1, "steps": ["a", "b"]}
-    assert record.upgraded({"schema": 1, "steps": []}, steps) == {"schema": 1, "steps": []}
+    steps = {0: lambda v: {**v, "steps": [*v["steps"], "a"]}, 1: lambda v: {**v, "steps": [*v["steps"], "b"]}}
+    assert record.upgraded({"schema": 0, "steps": []}, steps) == {"schema": 2, "steps": ["a", "b"]}
+    assert record.upgraded({"schema": 2, "steps": []}, steps) == {"schema": 2, "steps": []}
+
+
+def test_a_stored_record_of_schema_1_is_read():
+    """As `erasure-bench run` wrote it then, with fewer rows."""
+    stored = json.loads(OLD.read_bytes())
+    assert stored["schema"] == 1 and "hashes" not in stored and "rules" not in stored
+    read = record.read(OLD)
+    assert read.schema_ == 2 and read.summary == stored["summary"] and len(read.rows.role) == 20
+    assert read.hashes.model_dump() == record.hashes(stored["rows"])
+    assert read.request.erase[0]["adjacent"] is None and read.provenance.precision == {} and read.rules == {}
+    assert record.parse(json.loads(record.to_bytes(read))) == read, "and written in the present schema"
+
+
+def test_half_a_record_of_schema_1_is_bad_input(tmp_path: Path):
+    with pytest.raises(BadInput, match="expected a record of schema 1, found one without 'request'"):
+        record.read(written(tmp_path, {"schema": 1}))
 
 
 def test_a_cut_record_is_damaged_and_an_absent_one_bad_input(plan: Plan, tmp_path: Path):
@@ -190,6 +207,27 @@ def test_a_cell_that_is_not_applicable_is_a_record_with_its_reason(monkeypatch: 
     assert refused.edit is None and refused.rows.role == ()
 
 
+def test_a_record_holds_what_a_method_was_told_and_how_it_is_judged():
+    plan = make_plan("dogs", model="random-unet", methods=["uce"])
+    values = record.start(plan, plan.cells[0], PROVENANCE)
+    (target,) = plan.cells[0].request.erase
+    assert target.adjacent and values["request"]["erase"][0]["adjacent"] == list(target.adjacent)
+    assert list(values["rules"]) == list(plan.form.protocols)
+    assert values["rules"]["testbed/top1"]["function"] == "testbed_top1"
+    assert values["datasets"][0] == "testbed"
+    record.to_bytes(record.parse(values))
+
+
+def test_hashes_tell_another_prompt_from_another_image(plan: Plan):
+    rows = fields(plan)["rows"]
+    whole = record.hashes(rows)
+    prompt = record.hashes({**rows, "prompt": ["a portrait of amara", rows["prompt"][1]]})
+    image = record.hashes({**rows, "image": ["c" * 64, rows["image"][1]]})
+    assert prompt["images"] == whole["images"] and prompt["prompts"] != whole["prompts"]
+    assert image["prompts"] == whole["prompts"] and image["images"] != whole["images"]
+    assert record.hashes({}) == {"prompts": "", "images": ""}
+
+
 # --- provenance -------------------------------------------------------------------------------------------------
 def git(root: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
@@ -222,7 +260,8 @@ def test_outside_a_checkout_or_without_git_there_is_no_commit(tmp_path: Path, mo
 
 
 def test_provenance_names_versions_and_device_and_no_host():
-    assert {"torch", "diffusers", "numpy"} <= set(PROVENANCE.packages)
+    assert set(PROVENANCE.packages) == set(record.PACKAGES)
+    assert PROVENANCE.packages["torch"] and PROVENANCE.packages["numpy"]
     assert (PROVENANCE.device_class, PROVENANCE.threads, PROVENANCE.dtype) == ("cpu", 1, "float32")
     assert set(Provenance.model_fields) == {
         "commit",
@@ -233,10 +272,11 @@ def test_provenance_names_versions_and_device_and_no_host():
         "device_class",
         "threads",
         "dtype",
+        "precision",
         "determinism",
     }
 
 
 def test_the_schema_is_written_first_under_its_own_name(plan: Plan):
-    assert record.to_bytes(record.parse(fields(plan))).startswith(b'{\n "schema": 1,\n "suite": "smoke",')
+    assert record.to_bytes(record.parse(fields(plan))).startswith(b'{\n "schema": 2,\n "suite": "smoke",')
     assert isinstance(record.parse(fields(plan)), Record)

@@ -86,13 +86,14 @@ def test_new_columns_stand_beside_the_old_ones(done: Path, tmp_path: Path):
     assert new.keys() == old.keys()
     for label, r in new.items():
         assert set(r["protocols"]) == {"testbed/top1", "testbed-fid/lowN", *NEW}
+        assert set(r["rules"]) == set(r["protocols"])
         assert r["rows"]["values"]["testbed/top1"] == old[label]["rows"]["values"]["testbed/top1"]
         for column, value in old[label]["summary"]["metrics"].items():
             assert r["summary"]["metrics"][column] == value, "a distance keeps its number"
         assert r["summary"]["headline"] == old[label]["summary"]["headline"]
         assert r["summary"]["relative"] == old[label]["summary"]["relative"]
-        assert {k: v for k, v in r.items() if k not in ("rows", "summary", "protocols")} == {
-            k: v for k, v in old[label].items() if k not in ("rows", "summary", "protocols")
+        assert {k: v for k, v in r.items() if k not in ("rows", "summary", "protocols", "rules")} == {
+            k: v for k, v in old[label].items() if k not in ("rows", "summary", "protocols", "rules")
         }
     assert verify(out, done / "store") == []
 

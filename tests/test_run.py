@@ -18,7 +18,19 @@ from typing import Any, ClassVar, Literal
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmark import cli, models, record, registry, run, worker
+from benchmark import (
+    baseline,
+    cli,
+    evidence,
+    models,
+    recompute,
+    record,
+    registry,
+    regress,
+    run,
+    verify,
+    worker,
+)
 from benchmark.backbones import load as loading
 from benchmark.backbones.base import Backbone
 from benchmark.interface import Edit, Family, Method, Request
@@ -169,6 +181,67 @@ def test_images_of_the_unedited_model_are_made_once(few: Path):
     made = {slug: cells[slug]["images"]["made"] for slug in CELLS}
     assert made.pop("none.erase_airplane.seed0") == 5 and set(made.values()) == {7}
     assert all(cells[slug]["scores"]["seconds"] > 0 for slug in CELLS)
+
+
+def test_costs_tell_each_stage_and_every_invocation(suite: Path, copy: Path):
+    of = costs(copy)["cells"]["uce.erase_cat.seed0"]
+    assert of["images"]["peak_bytes"] > 1 << 20 and of["scores"]["peak_bytes"] > 1 << 20
+    # seven images in batches of four: two, the last padded; two steps with guidance; seven prompts and the empty one
+    assert of["images"]["denoiser_forwards"] == 2 * 4 * 2 * 2 and of["images"]["decodes"] == 2 * 4
+    assert of["images"]["text_encodes"] >= 8
+    done(suite, copy, *FEW, "--scale", "1")
+    first, second = costs(copy)["runs"]
+    assert first["images_made"] == IMAGES and second["images_made"] == 0 and first["id"] != second["id"]
+    assert second["arguments"]["methods"] == ["none", "uce", "noise"] and second["passed"]["scale"] == 1
+    assert second["arguments"]["suite"] == "tiny.yaml" and "driver" in second["machine"]
+
+
+def test_records_hash_their_prompts_and_images(few: Path):
+    records = record.read_all(few / "records")
+    assert all(r.hashes.model_dump() == record.hashes(r.rows.model_dump(mode="json")) for r in records)
+    by_request = {r.request.name: set() for r in records}
+    for r in records:
+        by_request[r.request.name].add(r.hashes.prompts)
+    assert all(len(found) == 1 for found in by_request.values()), "all methods are asked the same"
+    assert len({r.hashes.images for r in records}) == len(records)
+
+
+def test_every_number_is_recomputed_from_raw_outputs(few: Path, copy: Path):
+    before = snapshot(few)
+    found = recompute.recompute(few)
+    assert not found.wrong and not found.skipped and found.values == 6 * 7 * 2
+    assert verify.verify(few) == [] and snapshot(few) == before, "nothing is written"
+    path = copy / "records" / "uce.erase_cat.seed0.json"
+    values = json.loads(path.read_bytes())
+    column = values["rows"]["values"]["testbed-clip/score"]
+    column[2] += 1
+    path.write_text(json.dumps(values))
+    (found_value,) = recompute.recompute(copy).wrong
+    assert (
+        found_value.startswith("uce on erase:cat: testbed-clip/score, row [2]: ") and "raw outputs give" in found_value
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_a_rerun_with_another_batch_size_passes_the_gate(suite: Path, few: Path, tmp_path: Path, batch: int):
+    before = baseline.write(list(evidence.load(str(few)).records), "first", tmp_path / "b.json")
+    done(suite, tmp_path / "out", *FEW, "--batch-size", str(batch))
+    after = evidence.load(str(tmp_path / "out")).records
+    report = regress.regress(baseline.read(before).records, after)
+    assert report.ok and not report.exact, report.findings
+    assert [str(c) for c in report.changes] == [f"batch size: 4 → {batch}"]
+    same = regress.regress(baseline.read(before).records, evidence.load(str(few)).records)
+    assert same.ok and len(same.exact) == 6
+
+
+def test_without_raw_outputs_or_the_judge_nothing_is_claimed(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.rmtree(copy / "store" / "raw")
+    found = recompute.recompute(copy)
+    assert not found.wrong and found.values == 0 and len(found.skipped) == 6
+    assert "has no raw outputs of testbed-a" in found.skipped[0]
+    monkeypatch.setattr(evaluators, "weights_hash", lambda *_, **__: "0" * 64)
+    skipped = recompute.recompute(copy).skipped
+    assert skipped[0] == "testbed/top1: testbed-a has other weights here than in the run"
 
 
 def test_nothing_of_this_machine_or_hour_is_written_where_bytes_count(few: Path, finished: Snapshot):

@@ -46,11 +46,6 @@ def test_wilson_covers_on_average_and_dips_near_the_ends():
     assert 0.83 < min(covered) < 0.9  # as its docstring says
 
 
-def test_detectable_difference_falls_with_the_square_root():
-    assert stats.detectable(0.5, 100) == pytest.approx((1.959964 + 0.841621) * math.sqrt(0.5 / 100), rel=1e-5)
-    assert stats.detectable(0.5, 400) == pytest.approx(stats.detectable(0.5, 100) / 2)
-
-
 # --- bootstrap ------------------------------------------------------------------------------------------------
 def test_bootstrap_deviation_is_students_standard_error():
     """The variance of gamma-weighted means is s²(k−1)/k/(ka+1), set to (t/z)²·s²/k."""
@@ -64,7 +59,9 @@ def test_bootstrap_deviation_is_students_standard_error():
 
 @pytest.mark.parametrize(("df", "t"), [(7, 2.364624), (19, 2.093024), (74, 1.992543)])
 def test_student_quantile(df, t):
-    assert stats._student(1.959964, df) == pytest.approx(t, rel=1e-3)
+    from benchmark.stats.resampling import _student
+
+    assert _student(1.959964, df) == pytest.approx(t, rel=1e-3)
 
 
 @pytest.mark.parametrize("clusters", [8, 20])
@@ -192,3 +189,51 @@ def test_rank_intervals():
     draws = {"far": rng.normal(5, 0.1, 2000), "x": rng.normal(0, 1, 2000), "y": rng.normal(0.1, 1, 2000)}
     assert stats.rank_intervals(draws) == {"far": (1, 1), "x": (2, 3), "y": (2, 3)}
     assert stats.rank_intervals(draws, "down")["far"] == (3, 3)
+
+
+def test_mean_ranks_average_places_over_tables():
+    """Places 1 2 3 up, then 3 1 2 down; c is in the first table only; equal scores share the mean of their places."""
+    first = {"a": np.array([3.0]), "b": np.array([2.0]), "c": np.array([1.0])}
+    second = {"a": np.array([9.0]), "b": np.array([1.0])}
+    found = stats.mean_ranks([first, second], ["up", "down"])
+    assert {k: float(v[0]) for k, v in found.items()} == {"a": 1.5, "b": 1.5, "c": 3.0}
+    tied = stats.mean_ranks([dict.fromkeys("xyz", np.array([0.5]))], ["up"])
+    assert {float(v[0]) for v in tied.values()} == {2.0}
+
+
+# --- differences and subsets ----------------------------------------------------------------------------------
+def test_difference_of_a_headline_with_its_interval():
+    h = HEADLINES["H_c"]
+    a = [rows([0.0] * 55 + [1.0] * 5, name="e"), rows([1.0] * 90 + [0.0] * 10, prompts=10, name="k")]
+    b = [rows([0.0] * 20 + [1.0] * 40, name="e"), rows([1.0] * 85 + [0.0] * 15, prompts=10, name="k")]
+    value, (low, high) = stats.difference(h.draws, a, b)
+    assert value == pytest.approx(h.score(5 / 60, 0.9) - h.score(40 / 60, 0.85))
+    assert 0 < low < value < high
+    assert stats.difference(h.draws, a, a) == (0.0, None)
+
+
+def test_subset_interval_by_hand():
+    low, high = stats.subset_interval(1.0, 0.2, n=100, size=50, subsets=100)
+    assert (high - low) / 2 == pytest.approx(1.959964 * 0.2 * math.sqrt(1 + 0.01), rel=1e-6)
+    with pytest.raises(BadInput, match="subsets"):
+        stats.subset_interval(1.0, 0.2, n=50, size=50, subsets=100)
+
+
+# --- training seeds -------------------------------------------------------------------------------------------
+def test_split_finds_the_training_part_and_not_what_images_explain():
+    """Scores = training effect (.05) + prompts that all seeds share (.02) + noise of each seed's images (.03)."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        values = rng.normal(0, 0.05, 5) + rng.normal(0, 0.02) + rng.normal(0, 0.03, 5)
+        shared = rng.normal(0, 0.02, 500)
+        found.append(stats.split(values, [v + shared + rng.normal(0, 0.03, 500) for v in values]))
+    assert np.mean([f.training**2 for f in found]) == pytest.approx(0.05**2, rel=0.12)
+    assert np.mean([f.sampling for f in found]) == pytest.approx(math.sqrt(0.02**2 + 0.03**2 / 5), rel=0.05)
+
+
+def test_split_of_equal_trainings_is_sampling_alone():
+    draws = [np.random.default_rng(0).normal(0.5, 0.1, 2000)] * 3
+    assert stats.split([0.5, 0.5, 0.5], draws) == (0.0, pytest.approx(0.1, rel=0.05))
+    with pytest.raises(BadInput, match="two or more"):
+        stats.split([0.5], draws[:1])

@@ -257,7 +257,7 @@ def test_every_embedded_form_ends_with_a_board(name: str, tmp_path: Path, monkey
         suite=str(tmp_path / f"{name}.yaml"),
         model="random-unet",
         methods=("none", "uce", "grey"),
-        scale=0.05,
+        scale=0.1,  # with less there is one general image, and no distance
         out=tmp_path / "out",
         quiet=True,
     )
@@ -267,8 +267,17 @@ def test_every_embedded_form_ends_with_a_board(name: str, tmp_path: Path, monkey
     assert all(r["gate"] is not None for r in rows)
     if suite.load(name).form("embedded").gate:
         assert any(r["gate"].startswith("invalid: ") for r in rows), "a random model does nothing that is asked"
-    if name not in ("smoke", "imagenette"):
+    if HEADLINES[name] is not None and not divides_by_nothing(name, rows):
         assert any(r["headline"] is not None for r in rows)
+
+
+def divides_by_nothing(name: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether no row has a score because the random model's own CLIP score or FID, by which it is divided, is not above
+    0, as the rows then say. Its images show nothing, so that a cosine's sign is luck."""
+    if not headline(str(HEADLINES[name])).fidelity:
+        return False
+    without = [r for r in rows if r["headline"] is None]
+    return len(without) == len(rows) and all("not above 0" in r["reason"] for r in without)
 
 
 class Anything(Evaluator):

@@ -206,6 +206,11 @@ class Meter:
         for counts in self._running:
             counts.text_encodes += samples
 
+    def decoded(self, samples: int) -> None:
+        """`samples` latents were decoded to images."""
+        for counts in self._running:
+            counts.decodes += samples
+
     def denoiser(self, output: Tensor) -> Tensor:
         """A forward was done, one sample per row of `output`; its backward counts when the gradient comes back."""
         samples = output.shape[0]

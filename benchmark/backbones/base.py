@@ -244,3 +244,4 @@ class Counts:
     denoiser_forwards: int = 0
     denoiser_backwards: int = 0
     text_encodes: int = 0
+    decodes: int = 0

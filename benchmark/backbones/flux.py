@@ -175,6 +175,7 @@ class FluxBackbone(Backbone):
         """See the base."""
         c = self._vae.config
         z = self._unpack(latents) / c.scaling_factor + (c.shift_factor or 0.0)
+        self._meter.decoded(len(latents))
         images: Tensor = self._vae.decode(z, return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
 

@@ -130,6 +130,7 @@ class UNetBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the base."""
+        self._meter.decoded(len(latents))
         images: Tensor = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
 

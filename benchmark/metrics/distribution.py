@@ -5,13 +5,13 @@ Features in, number out, all in float64; too few samples give a reason in place 
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark import stats
 from benchmark.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def fid(features: Array, reference: Array, *, chunk: int = CHUNK, least: int | N
     """Fréchet distance of Gaussians fitted to `(n, d)` and `(m, d)` features. Heusel et al. 2017, eq. 6.
 
     At least `least` samples on either side, by default d + 1: with fewer, the covariance is singular and the number
-    tells their count. No interval: FID's bootstrap is biased. It still falls with n, so only equal n compare.
+    tells their count. No interval: resampled images repeat, which moves FID up by more than it varies, and disjoint
+    subsets would give the interval of the larger FID of fewer images. It falls with n: only equal n compare.
     """
     needed, why = (least, "so many that its bias is small") if least else (_width(features) + 1, _SINGULAR)
     reason = refusal(features, reference, least=needed, why=why)
@@ -61,7 +62,7 @@ def _width(features: Array) -> int:
 def kid(features: Array, reference: Array, *, seed: int = 0, subsets: int = SUBSETS, size: int = SUBSET) -> Value:
     """Kernel distance (unbiased MMD², cubic kernel), the mean of `subsets` subsets of `size`. Bińkowski et al. 2018.
 
-    The interval is mean ± 1.96·s·√(size/n), s the deviation over subsets: as if n/size disjoint subsets were averaged.
+    The interval is `stats.subset_interval` of the deviation over subsets, n the smaller set's size.
     At least two disjoint subsets on either side. Subsets depend on the seed alone; no global generator moves.
     """
     reason = refusal(features, reference, least=2 * size, why=f"two disjoint subsets of {size}")
@@ -77,8 +78,9 @@ def kid(features: Array, reference: Array, *, seed: int = 0, subsets: int = SUBS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, deviation = (float(v) for v in metric.compute())
-    half = 1.96 * deviation * math.sqrt(size / min(len(features), len(reference)))
-    return Value(mean, (mean - half, mean + half), n=len(features))
+    fewer = min(len(features), len(reference))
+    ci = stats.subset_interval(mean, deviation, n=fewer, size=size, subsets=subsets)
+    return Value(mean, ci, n=len(features))
 
 
 def refusal(features: Array, reference: Array, *, least: int, why: str) -> str:

@@ -259,7 +259,7 @@ def _distance(
 ) -> Protocol:
     return Protocol(
         id=id,
-        version=1,
+        version=2 if measure == "kid" else 1,  # 2: wider intervals, for subsets that overlap
         title=title,
         direction="down",
         range=(0 if measure == "fid" else -INFINITY, INFINITY),

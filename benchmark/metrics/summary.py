@@ -172,7 +172,8 @@ def with_unedited(summary: Json, unedited: Json) -> Json:
     """The summary with what compares it with the unedited model's of the same request; that one with itself too.
 
     Adds `relative` (accuracies on kept and adjacent prompts as a share of the unedited model's) and fills the headlines
-    of FADE-adv, which have no interval, since FID has none. Pure; the given summaries stay as they are.
+    of FADE-adv, which have no interval, since FID has none. They divide by the unedited model's CLIP score and FID:
+    where one of these is not above 0 there is no headline, and the reason says so. Pure; the given summaries stay.
     """
     relative = {role: retention(summary[f"acc_{role}"], unedited[f"acc_{role}"]) for role in ("kept", "adjacent")}
     filled = {**summary, "relative": relative}
@@ -182,9 +183,13 @@ def with_unedited(summary: Json, unedited: Json) -> Json:
     parts = {m: _column(summary, unedited, m) for m in ("similarity", "fid")}
     absent = [m for m, column in parts.items() if column is None]
     if absent:
-        reason = f"{h.id} needs a protocol of {absent[0]} with a value here and for the unedited model"
-        return filled | {"reasons": {**summary["reasons"], "headline": reason}}
+        said = f"{h.id} needs a protocol of {absent[0]} with a value here and for the unedited model"
+        return filled | _without(summary, said)
     clip, fid = str(parts["similarity"]), str(parts["fid"])
+    for column in (clip, fid):
+        if (value := unedited["metrics"][column]) <= 0:
+            said = f"{h.id} divides by the unedited model's {column}, which is {value:g}, not above 0"
+            return filled | _without(summary, said)
     F = fidelity(
         summary["metrics"][clip],
         summary["metrics"][fid],
@@ -197,6 +202,11 @@ def with_unedited(summary: Json, unedited: Json) -> Json:
     if value is None:
         reasons["headline"] = f"{h.id} needs acc_erased: {summary['reasons'].get('acc_erased', 'not available')}"
     return filled | {"headline": value, "reasons": reasons}
+
+
+def _without(summary: Json, reason: str) -> Json:
+    """No headline, beside the reasons that the summary has."""
+    return {"headline": None, "headline_ci": None, "reasons": {**summary["reasons"], "headline": reason}}
 
 
 def _column(summary: Json, unedited: Json, measure: str) -> str | None:

@@ -1,12 +1,11 @@
 """Records → board: a row per method and request, and one per method over all requests. Reads records only, no torch.
 
-A row's score depends on its own records alone; only ranks, ties and flags look at the other rows.
+A row's score depends on its own records alone; only ranks, ties, gaps, marks and flags look at the other rows.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,22 @@ import numpy as np
 
 from benchmark import stats
 from benchmark.errors import BadInput, did_you_mean
-from benchmark.metrics.balance import Headline, headline
+from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol, unmixed
-from benchmark.metrics.summary import ROLES, headline_samples, role_sample, scored, source
+from benchmark.metrics.summary import ROLES, source
 from benchmark.metrics.validity import gate
 from benchmark.record import read
+from benchmark.tables.columns import Board as Board
+from benchmark.tables.columns import Record as Record
+from benchmark.tables.columns import Row as Row
+from benchmark.tables.columns import natural as natural
+from benchmark.tables.columns import sign
+from benchmark.tables.compare import compare, mark
+from benchmark.tables.draws import Draws, Groups, role_draws
 
 SCHEMA = 1
-ALPHA = 0.05
 MEAN = "mean"
 ORDER = {"baseline": 0, "erasure": 1, "control": 2}
-Record = Mapping[str, Any]
-Row = dict[str, Any]
-Board = dict[str, Any]
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -50,6 +52,11 @@ def build(records: Iterable[Record]) -> Board:
 
     Raises BadInput if records of several suites, forms or models are given: their numbers have no common column.
     """
+    return with_draws(records)[0]
+
+
+def with_draws(records: Iterable[Record]) -> tuple[Board, dict[str, stats.Floats | None]]:
+    """The board as `build` gives it, and joint bootstrap draws of each method's mean headline, where there are any."""
     records = sorted(records, key=_place)
     if not records:
         raise BadInput("expected at least one record; `erasure-bench run` writes them")
@@ -60,17 +67,22 @@ def build(records: Iterable[Record]) -> Board:
     groups = _grouped(fresh)
     gates = _gates(groups)
     requests = sorted({request for _, request in groups}, key=natural)
-    rows = [cell_row(group) for group in groups.values()]
+    draws = Draws()
+    rows = [cell_row(group, draws) for group in groups.values()]
     methods = sorted({method for method, _ in groups})
     means = {m: {q: groups[m, q] for q in requests if (m, q) in groups} for m in methods}
-    rows += [mean_row(m, cells, requests) for m, cells in means.items()]
+    rows += [mean_row(m, cells, requests, draws) for m, cells in means.items()]
     for row in rows:
         row["gate"] = _gate_of(row["request"], gates)
+    claims = []
     for request in [*requests, MEAN]:
         here = [r for r in rows if r["request"] == request]
-        _compare(here, {m: _cells(means[m], request) for m in methods})
+        claims += compare(here, {m: _cells(means[m], request) for m in methods}, draws)
+    mark(claims)
     rows.sort(key=lambda r: (r["request"] == MEAN, natural(r["request"]), _position(r)))
-    return {"schema": SCHEMA, **first, "suite_version": version, "protocols": _protocols(fresh), "rows": rows}
+    board = {"schema": SCHEMA, **first, "suite_version": version, "protocols": _protocols(fresh), "rows": rows}
+    whole = {r["method"]: r for r in rows if r["request"] == MEAN and r["status"] == "ok"}
+    return board, {m: draws.headline(_cells(means[m], MEAN)) for m in whole}
 
 
 _COMMON: Mapping[str, Callable[[Record], Any]] = {
@@ -94,11 +106,6 @@ def _only(records: Sequence[Record], what: str, get: Callable[[Record], Any]) ->
 def _place(record: Record) -> tuple[Any, ...]:
     request = record["request"]
     return (natural(record["method"]["label"]), natural(request["name"]), request["seed"])
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """A sorting key in which `identity_5` comes before `identity_10`."""
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", text) if t]
 
 
 def _stale(record: Record, version: int) -> Record:
@@ -172,17 +179,12 @@ def _cells(cells: Mapping[str, Sequence[Record]], request: str) -> list[Sequence
 
 def _position(row: Row) -> tuple[Any, ...]:
     score = row["headline"]
-    best_first = 0 if score is None else -score * _sign(row)
+    best_first = 0 if score is None else -score * sign(row)
     return (ORDER.get(row["role"], 1), score is None, best_first, natural(row["method"]))
 
 
-def _sign(row: Row) -> int:
-    """1 where a high headline is good, −1 where a low one is."""
-    return -1 if row["headline_id"] is not None and headline(row["headline_id"]).direction == "down" else 1
-
-
 # --- rows -----------------------------------------------------------------------------------------------------
-def cell_row(group: Sequence[Record]) -> Row:
+def cell_row(group: Sequence[Record], draws: Draws) -> Row:
     """The row of one method and request; several records are its training seeds, and their mean is shown."""
     r = group[0]
     row = _frame(r, r["request"]["name"], [x["request"]["seed"] for x in group])
@@ -192,10 +194,10 @@ def cell_row(group: Sequence[Record]) -> Row:
     summaries = [x["summary"] for x in group]
     if len(group) == 1:
         return row | {k: summaries[0][k] for k in row if k in summaries[0]} | {"reason": _reasons(summaries[0])}
-    return row | _averaged([group], summaries)
+    return row | _averaged([group], summaries, draws)
 
 
-def mean_row(method: str, cells: Mapping[str, Sequence[Record]], requests: Sequence[str]) -> Row:
+def mean_row(method: str, cells: Mapping[str, Sequence[Record]], requests: Sequence[str], draws: Draws) -> Row:
     """The row over all requests: each score is the mean of the requests' scores: the mean of H, not H of means."""
     anyone = next(iter(cells.values()))[0]
     groups = list(cells.values())
@@ -207,7 +209,7 @@ def mean_row(method: str, cells: Mapping[str, Sequence[Record]], requests: Seque
         return row | {"status": bad["status"], "reason": f"{bad['request']['name']}: {bad['reason']}"}
     if absent:
         return row | {"status": "failed", "reason": f"no record for {', '.join(absent)}"}
-    return row | _averaged(groups, [x["summary"] for g in groups for x in g])
+    return row | _averaged(groups, [x["summary"] for g in groups for x in g], draws)
 
 
 def _frame(r: Record, request: str, seeds: Sequence[int]) -> Row:
@@ -229,7 +231,8 @@ def _frame(r: Record, request: str, seeds: Sequence[int]) -> Row:
         row |= {f"n_{role}": None, f"acc_{role}": None, f"acc_{role}_ci": None}
     empty: Row = {"metrics": {}, "metrics_ci": {}, "n_invalid": {}, "acc_all_images": {}, "relative": {}, "gate": ""}
     ranking: Row = {"rank": None, "rank_ci": None, "best": False, "p_vs_best": None, "tied": False, "wins": []}
-    return row | empty | ranking
+    beside: Row = {"gap_vs_best": None, "gap_vs_best_ci": None, "marks": {}, "spread": None}
+    return row | empty | ranking | beside
 
 
 def _reasons(summary: Mapping[str, Any]) -> str:
@@ -237,16 +240,17 @@ def _reasons(summary: Mapping[str, Any]) -> str:
     return "; ".join(f"{k}: {v}" for k, v in summary["reasons"].items() if not v.startswith("no "))
 
 
-def _averaged(groups: Sequence[Sequence[Record]], summaries: Sequence[Mapping[str, Any]]) -> Row:
+def _averaged(groups: Groups, summaries: Sequence[Mapping[str, Any]], draws: Draws) -> Row:
     """Means over cells with joint bootstrap intervals; a score that one cell lacks is not available."""
     reasons = {t for t in map(_reasons, summaries) if t} | _unequal(summaries)
     row: Row = {"reason": "; ".join(sorted(reasons))}
     for role in ROLES:
         row[f"n_{role}"] = sum(s[f"n_{role}"] for s in summaries)
         row[f"acc_{role}"] = _mean([s[f"acc_{role}"] for s in summaries])
-        row[f"acc_{role}_ci"] = _interval(_role_draws(groups, role), row[f"acc_{role}"])
+        row[f"acc_{role}_ci"] = _interval(role_draws(groups, role), row[f"acc_{role}"])
     row["headline"] = _mean([s["headline"] for s in summaries])
-    row["headline_ci"] = _interval(headline_draws(groups), row["headline"])
+    row["headline_ci"] = _interval(draws.headline(groups), row["headline"])
+    row["spread"] = _spread(groups, draws)
     return row | _mean_metrics(summaries) | _counts(summaries) | _relative(summaries)
 
 
@@ -285,138 +289,21 @@ def _counts(summaries: Sequence[Mapping[str, Any]]) -> Row:
     return {"n_invalid": invalid, "acc_all_images": {r: _mean([e[r] for e in every]) for r in shared}}
 
 
-# --- intervals of means ---------------------------------------------------------------------------------------
-def _role_draws(groups: Sequence[Sequence[Record]], role: str) -> stats.Floats | None:
-    """Joint bootstrap draws of the mean over cells of a role's accuracy; None if one cell has none."""
-    samples = [role_sample(r["rows"], role, r["summary"]["primary"]) for g in groups for r in g]
-    found = [s for s in samples if s is not None]
-    if not found or len(found) < len(samples):
-        return None
-    draws: stats.Floats = np.mean([stats.bootstrap(s) for s in found], axis=0)
-    return draws
-
-
 def _interval(draws: stats.Floats | None, value: float | None) -> list[float] | None:
     return None if draws is None or value is None else stats.around(value, draws)
 
 
-def headline_draws(groups: Sequence[Sequence[Record]]) -> stats.Floats | None:
-    """Joint bootstrap draws of the mean headline over cells; None if one cell has none."""
-    h = _headline_of(groups)
-    cells = [r for g in groups for r in g]
-    samples = [headline_samples(r["rows"], r["summary"]["primary"], h) for r in cells] if h else []
-    found = [s for s in samples if s is not None]
-    if h is None or not found or len(found) < len(cells):
+def _spread(groups: Groups, draws: Draws) -> Row | None:
+    """How much of the headline is luck of training, how much of sampling: with more than one training seed only."""
+    by_seed = [{r["request"]["seed"]: r for r in g} for g in groups]
+    seeds = sorted(set.intersection(*(set(b) for b in by_seed)))
+    cells = [[[b[s]] for b in by_seed] for s in seeds]
+    values = [_mean([r["summary"]["headline"] for (r,) in c]) for c in cells]
+    drawn = [draws.headline(c) for c in cells]
+    if len(seeds) < 2 or None in values or any(d is None for d in drawn):
         return None
-    draws: stats.Floats = np.mean([stats.bootstrap_of(h.draws, s) for s in found], axis=0)
-    return draws
-
-
-def _headline_of(groups: Sequence[Sequence[Record]]) -> Headline | None:
-    name = groups[0][0]["summary"]["headline_id"] if groups else None
-    return None if name is None else headline(name)
-
-
-# --- comparison -----------------------------------------------------------------------------------------------
-def _compare(rows: Sequence[Row], cells: Mapping[str, list[Sequence[Record]]]) -> None:
-    """Fill ranks, ties and flags of one request's rows. The unedited model is not ranked."""
-    able = [r for r in rows if r["status"] == "ok" and not r["gate"]]  # what a failed gate leaves is no comparison
-    ranked = [r for r in able if r["role"] != "baseline" and r["headline"] is not None]
-    if ranked:
-        _rank(ranked, cells)
-    erasing = [r for r in ranked if r["role"] == "erasure"]
-    if erasing:
-        best = max(erasing, key=lambda r: r["headline"] * _sign(r))
-        best["best"] = True
-        others = {r["method"]: _p(cells[best["method"]], cells[r["method"]]) for r in ranked if r is not best}
-        adjusted = stats.holm({m: p for m, p in others.items() if p is not None})
-        for r in ranked:
-            r["p_vs_best"] = adjusted.get(r["method"])
-            r["tied"] = r is not best and adjusted.get(r["method"], 0.0) >= ALPHA
-    _flag(rows)
-
-
-def _rank(rows: Sequence[Row], cells: Mapping[str, list[Sequence[Record]]]) -> None:
-    found = {r["method"]: headline_draws(cells[r["method"]]) for r in rows}
-    draws = {m: d for m, d in found.items() if d is not None}
-    direction = "up" if _sign(rows[0]) > 0 else "down"
-    intervals = stats.rank_intervals(draws, direction) if draws else {}
-    places = stats.ranks({r["method"]: r["headline"] for r in rows}, direction)
-    for r in rows:
-        r["rank"] = places[r["method"]]
-        r["rank_ci"] = list(intervals[r["method"]]) if r["method"] in intervals else None
-
-
-def _p(best: Sequence[Sequence[Record]], other: Sequence[Sequence[Record]]) -> float | None:
-    """Paired permutation p of the headlines' difference, on the images that both methods have; None if none pair up."""
-    h = _headline_of(best)
-    if h is None or len(best) != len(other):
-        return None
-    pairs = [_paired(a, b, h) for a, b in zip(best, other, strict=True)]
-    found = [p for p in pairs if p is not None]
-    if len(found) < len(pairs):
-        return None
-    return stats.paired_permutation(h.draws, [a for a, _ in found], [b for _, b in found])[1]
-
-
-Samples = list[stats.Sample]
-
-
-def _paired(a: Sequence[Record], b: Sequence[Record], h: Headline) -> tuple[Samples, Samples] | None:
-    """For each role of the headline, both methods' values on their common (concept, prompt, seed)."""
-    left: Samples = []
-    right: Samples = []
-    for role in h.roles:
-        x, y = _values(a, role, h), _values(b, role, h)
-        keys = sorted(x.keys() & y.keys())
-        if not keys:
-            return None
-        prompts, seeds = [k[1] for k in keys], [k[2] for k in keys]
-        left.append(stats.sample([x[k] for k in keys], prompts, seeds))
-        right.append(stats.sample([y[k] for k in keys], prompts, seeds))
-    return left, right
-
-
-def _values(group: Sequence[Record], role: str, h: Headline) -> dict[tuple[str, str, int], float]:
-    """Values that the headline is of, by (concept, prompt, seed), averaged over training seeds."""
-    found: dict[tuple[str, str, int], list[float]] = {}
-    for r in group:
-        rows, name = r["rows"], source(r["rows"], r["summary"]["primary"], h)
-        for i in scored(rows, role, name) if name is not None else ():
-            key = (rows["concept"][i], rows["prompt"][i], rows["seed"][i])
-            found.setdefault(key, []).append(rows["values"][name][i])
-    return {k: float(np.mean(v)) for k, v in found.items()}
-
-
-def _flag(rows: Sequence[Row]) -> None:
-    """Name in `wins` the columns in which a control is strictly better than every erasure method."""
-    erasing = [r for r in rows if r["role"] == "erasure" and r["status"] == "ok"]
-    for control in (r for r in rows if r["role"] == "control" and r["status"] == "ok"):
-        for name, direction, get in columns(rows):
-            values = [v for v in (get(r) for r in erasing) if v is not None]
-            mine, sign = get(control), 1 if direction == "up" else -1
-            if mine is not None and values and sign * mine > max(sign * v for v in values):
-                control["wins"].append(name)
-
-
-def columns(rows: Sequence[Row]) -> list[tuple[str, str, Callable[[Row], float | None]]]:
-    """The score columns of these rows: name, direction (up or down is better), getter."""
-    found: list[tuple[str, str, Callable[[Row], float | None]]] = []
-    for role, direction in (("erased", "down"), ("kept", "up"), ("synonym", "down"), ("adjacent", "up")):
-        if any(r[f"acc_{role}"] is not None for r in rows):
-            found.append((f"acc_{role}", direction, lambda r, k=f"acc_{role}": r[k]))  # type: ignore[misc]
-    if any(r["headline"] is not None for r in rows):
-        down = any(_sign(r) < 0 for r in rows)
-        found.append(("headline", "down" if down else "up", lambda r: r["headline"]))
-    for name in metric_columns(rows):
-        found.append((name, protocol(name).direction, lambda r, k=name: r["metrics"].get(k)))  # type: ignore[misc]
-    return found
-
-
-def metric_columns(rows: Sequence[Row]) -> list[str]:
-    """Ids under `metrics` in their first order, without the primary, which has columns of its own."""
-    primaries = {r["primary"] for r in rows}
-    return list(dict.fromkeys(c for r in rows for c in r["metrics"] if c not in primaries))
+    found = stats.split([v for v in values if v is not None], [d for d in drawn if d is not None])
+    return {"seeds": seeds, "training_sd": found.training, "sampling_sd": found.sampling}
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -436,12 +323,14 @@ def write(records: Iterable[Record], out: str | Path) -> Board:
     return build(records)
 
 
-def render(board: Board, kind: str, *, width: int = 100, colour: bool = False) -> str:
-    """The board as `term`, `md`, `csv`, `json` or `tex`."""
+def render(board: Board, kind: str, *, width: int = 100, colour: bool = False, intervals: bool = False) -> str:
+    """The board as `term`, `md`, `csv`, `json` or `tex`; `intervals` puts them into `tex` too."""
     from benchmark.tables import formats
 
     if kind not in formats.FORMATS:
         raise BadInput(did_you_mean(kind, formats.FORMATS, "format"))
     if kind == "term":
         return formats.term(board, width=width, colour=colour)
+    if kind == "tex":
+        return formats.as_tex(board, intervals=intervals)
     return formats.FORMATS[kind](board)

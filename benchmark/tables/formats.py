@@ -19,7 +19,8 @@ from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol
 from benchmark.metrics.summary import ROLES
 from benchmark.stats import FEW
-from benchmark.tables.board import MEAN, Board, Row, columns, natural
+from benchmark.tables.board import MEAN
+from benchmark.tables.columns import Board, Row, columns, natural
 
 MARK = {"up": "↑", "down": "↓"}
 DASH = "–"
@@ -78,7 +79,9 @@ def interval_of(row: Row, name: str) -> str:
 
 def place(row: Row) -> str:
     """Rank among ranked rows, `=` if tied with the best; `base` and `ctrl` say what the others are, `invalid` that the
-    unedited model is outside its gate."""
+    unedited model is outside its gate; a row without numbers shows its status."""
+    if row["status"] != "ok":
+        return str(row["status"])
     if row["gate"]:
         return "invalid"
     tie = "=" if row["tied"] else ""
@@ -96,6 +99,7 @@ def notes(board: Board) -> list[str]:
         lines.append("Ranks count controls; = tied with the best method (paired permutation, Holm, p ≥ .05).")
     if any(r["strategy"] == "sequential" for r in rows):
         lines.append("Sequential: " + _listed(r for r in rows if r["strategy"] == "sequential"))
+    lines += [_spread(r) for r in rows if r["spread"]]
     lines += _gates(rows)
     lines += _won([r for r in rows if r["wins"]])
     lines += [f"Not scored: {_where(r)}: {_invalid(r)}." for r in rows if r["n_invalid"] and r["request"] != MEAN]
@@ -110,6 +114,14 @@ def _gates(rows: Sequence[Row]) -> list[str]:
     lines = [f"{request}: {why}; no number of it means anything." for request, why in faults.items()]
     missing = f"Not checked: whether the unedited model does what is asked, which was not run ({', '.join(unknown)})."
     return lines + ([missing] if unknown else [])
+
+
+def _spread(row: Row) -> str:
+    """Which part of a score's luck is training's; intervals hold the other part only."""
+    spread, unit = row["spread"], 100 if is_rate("headline", row) else 1
+    training, sampling = (f"{unit * spread[k]:.1f}" for k in ("training_sd", "sampling_sd"))
+    seeds = f"{len(spread['seeds'])} training seeds"
+    return f"{_where(row)}: {seeds}; the headline's deviation is {training} over trainings, {sampling} from sampling."
 
 
 def _where(row: Row) -> str:
@@ -178,7 +190,7 @@ def _table(name: str, rows: Sequence[Row], width: int) -> tuple[Table, list[str]
     label = max([len(r["method"]) for r in rows] + [6])
     label = min(label, max(12, width // 4))
     kept: list[str] = []
-    room = width - label - 2 - 6
+    room = width - label - 2 - max(6, 2 + max(len(place(r)) for r in rows))
     for c, _, _ in every:
         need = 2 + max(len(heads[c]), *(len(t) for t in cells[c]))
         if need > room:
@@ -221,7 +233,7 @@ def as_json(board: Board) -> str:
 
 
 FLAT = ("method", "role", "request", "strategy", "status", "reason", "gate", "primary")
-RANKING = ("rank", "best", "p_vs_best", "tied")
+RANKING = ("rank", "best", "p_vs_best", "tied", "gap_vs_best")
 
 
 def as_csv(board: Board) -> str:
@@ -230,7 +242,7 @@ def as_csv(board: Board) -> str:
     Not available is empty.
     """
     metrics = list(dict.fromkeys(c for r in board["rows"] for c in r["metrics"]))
-    of = {k: _csv_cell(board[k]) for k in ("suite", "suite_version", "model", "form")}
+    of = {k: csv_cell(board[k]) for k in ("suite", "suite_version", "model", "form")}
     flat = [of | _flat(r, metrics) for r in board["rows"]]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
@@ -249,34 +261,37 @@ def _flat(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
         flat |= {m: row["metrics"].get(m)} | _ends(m, row["metrics_ci"].get(m))
     flat |= {f"n_invalid_{role}": row["n_invalid"].get(role, 0) for role in ROLES}
     flat |= {k: row[k] for k in RANKING} | _ends("rank", row["rank_ci"]) | {"wins": " ".join(row["wins"])}
-    return {k: _csv_cell(v) for k, v in flat.items()}
+    flat |= _ends("gap_vs_best", row["gap_vs_best_ci"])
+    flat |= {"marks": " ".join(f"{column}:{mark}" for column, mark in row["marks"].items())}
+    flat |= {k: (row["spread"] or {}).get(k) for k in ("training_sd", "sampling_sd")}
+    return {k: csv_cell(v) for k, v in flat.items()}
 
 
 def _ends(name: str, ci: Sequence[float] | None) -> dict[str, float | None]:
     return {f"{name}_lo": None if ci is None else ci[0], f"{name}_hi": None if ci is None else ci[1]}
 
 
-def _csv_cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if risky else value
 
 
 def as_md(board: Board) -> str:
-    parts = [f"# {_md(title(board))}\n"]
+    parts = [f"# {md(title(board))}\n"]
     for name, rows in sections(board):
         every = columns(rows)
         heads = ["method", "rank", *(f"{heading(c, rows)} {MARK[d]}" for c, d, _ in every)]
-        parts.append(f"## {_md('mean over requests' if name == MEAN else name)}\n")
-        parts.append("| " + " | ".join(map(_md, heads)) + " |")
+        parts.append(f"## {md('mean over requests' if name == MEAN else name)}\n")
+        parts.append("| " + " | ".join(map(md, heads)) + " |")
         parts.append("|---|---|" + "---:|" * len(every))
         parts += [_md_row(r, [c for c, _, _ in every]) for r in rows]
         parts.append("")
-    return "\n".join([*parts, *(f"- {_md(line)}" for line in notes(board))]) + "\n"
+    return "\n".join([*parts, *(f"- {md(line)}" for line in notes(board))]) + "\n"
 
 
 def _md_row(row: Row, names: Sequence[str]) -> str:
-    method = f"**{_md(row['method'])}**" if row["best"] else _md(row["method"])
+    method = f"**{md(row['method'])}**" if row["best"] else md(row["method"])
     return "| " + " | ".join([method, place(row), *(_spelled(row, n) for n in names)]) + " |"
 
 
@@ -286,7 +301,7 @@ def _spelled(row: Row, name: str) -> str:
     return shown(name, value, row=row) + (f" ({ci})" if value is not None and ci else "")
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text in which nothing is Markdown or HTML."""
     escaped = "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in printable(text))
     return escaped.replace("&", "&amp;")
@@ -294,36 +309,67 @@ def _md(text: str) -> str:
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$"}
 TEX |= {"↓": r"$\downarrow$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "²": r"$^2$", "≥": r"$\geq$"}
+TEX |= {"≤": r"$\leq$", "−": "$-$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}  # plain < is ¡ in the standard encoding
 TEX |= {c: f"\\{c}" for c in "_&%$#{}"}
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     return "".join(TEX.get(c, c) for c in printable(text))
 
 
-def as_tex(board: Board) -> str:
-    """One `tabular` with booktabs rules, a block a request; the best method's headline is bold."""
+MARKS = {"best": r"\textbf", "second": r"\underline"}
+MARKED = (
+    "Bold: best of the methods, underlined: second, only where paired tests (McNemar, permutation; Holm over the "
+    "board, p < .05) tell it from every method below it; distances have no such test."
+)
+
+
+def as_tex(board: Board, *, intervals: bool = False) -> str:
+    """One `tabular` with booktabs rules, a block a request; best and second marked where the paired tests say so."""
     blocks = sections(board)
     every = columns([r for _, rows in blocks for r in rows])
     heads = ["Method", *(f"{heading(c, board['rows'])} {MARK[d]}" for c, d, _ in every)]
     lines = [f"% {printable(title(board))}", "% needs \\usepackage{booktabs}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * len(every)}}}", r"\toprule"]
     if board["form"] == "embedded":  # a comment would stay behind when the table is typeset
-        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{{_tex(EMBEDDED)}}} \\")
-    lines.append(" & ".join(map(_tex, heads)) + r" \\")
+        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{{tex(EMBEDDED)}}} \\")
+    lines.append(" & ".join(map(tex, heads)) + r" \\")
     for name, rows in blocks:
-        what = "mean over requests" if name == MEAN else name
-        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\textit{{{_tex(what)}}}}} \\"]
-        lines += [_tex_row(r, [c for c, _, _ in every]) for r in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {printable(n)}" for n in notes(board))]) + "\n"
+        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{\textit{{{tex(_block(name, rows))}}}}} \\"]
+        lines += [_tex_row(r, [c for c, _, _ in every], intervals) for r in rows]
+    said = [*notes(board), MARKED]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {printable(n)}" for n in said)]) + "\n"
 
 
-def _tex_row(row: Row, names: Sequence[str]) -> str:
-    kind = {"baseline": " (unedited)", "control": " (control)"}.get(row["role"], "")
-    cells = [_tex(row["method"] + kind)]
+def _block(name: str, rows: Sequence[Row]) -> str:
+    what = "mean over requests" if name == MEAN else name
+    return f"{what} (invalid: see below)" if any(r["gate"] for r in rows) else what
+
+
+def tex_method(row: Row) -> str:
+    """A method's name, and what it is if it is no method."""
+    return tex(row["method"] + {"baseline": " (unedited)", "control": " (control)"}.get(row["role"], ""))
+
+
+def tex_marked(text: str, mark: str | None) -> str:
+    """Bold for a best, underlined for a second."""
+    return text if mark is None else rf"{MARKS[mark]}{{{text}}}"
+
+
+def tex_interval(text: str) -> str:
+    """An interval in small print, "" if there is none."""
+    return rf" {{\scriptsize ({tex(text)})}}" if text else ""
+
+
+def _tex_row(row: Row, names: Sequence[str], intervals: bool) -> str:
+    if row["status"] != "ok":
+        said = tex(f"{row['status']}: {row['reason']}")
+        return rf"{tex_method(row)} & \multicolumn{{{len(names)}}}{{l}}{{\textit{{{said}}}}} \\"
+    cells = [tex_method(row)]
     for n in names:
-        text = _tex(shown(n, row["headline"] if n == "headline" else row.get(n, row["metrics"].get(n)), row=row))
-        cells.append(rf"\textbf{{{text}}}" if n == "headline" and row["best"] else text)
+        value = row["headline"] if n == "headline" else row.get(n, row["metrics"].get(n))
+        text = tex_marked(tex(shown(n, value, row=row)), row["marks"].get(n))
+        cells.append(text + (tex_interval(interval_of(row, n)) if intervals and value is not None else ""))
     return " & ".join(cells) + r" \\"
 
 
