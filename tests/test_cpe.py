@@ -313,7 +313,7 @@ def embedded() -> Backbone:
 
 NAME = Target(name="tobias krell", kind="identity", anchor="person")
 HELD = Request(erase=(NAME,), keep=("hugo fenwright", "amara nyston", "yuki lorman", "greta umbarrow"))
-FIRST = CPE(templates="short", neutral="anchor", stages=1, iterations=75, first_lr=3e-3)
+FIRST = CPE(templates="short", neutral="anchor", stages=1, iterations=100, first_lr=3e-3)
 
 
 def share_left(backbone: Backbone, found: Gates, prompt: str, wanted: str | None) -> float:
