@@ -48,13 +48,17 @@ else
 endif
 	@touch $@
 
-bench: ## run a suite to its board: make bench SUITE=objects [MODEL= METHODS= SCALE= OUT= DOWNLOAD=1]
+# Where `run` writes by itself, too.
+RUN = $(or $(OUT),runs/$(notdir $(basename $(SUITE)))-$(notdir $(patsubst %/,%,$(MODEL))))
+
+bench: ## run a suite to its board and its page: make bench SUITE=objects [MODEL= METHODS= SCALE= OUT= DOWNLOAD=1]
 ifeq ($(strip $(SUITE)),)
 	@echo "make bench needs a suite, such as: make bench SUITE=objects (there are: $(basename $(notdir $(wildcard suites/*.yaml))))" >&2; exit 2
 else
 	@$(MAKE) --no-print-directory setup
 	@$(BIN)/erasure-bench run '$(SUITE)' --model '$(MODEL)' $(if $(METHODS),--methods '$(METHODS)') \
-	  $(if $(SCALE),--scale '$(SCALE)') $(if $(OUT),--out '$(OUT)') $(if $(DOWNLOAD),--download) $(ARGS)
+	  $(if $(SCALE),--scale '$(SCALE)') --out '$(RUN)' $(if $(DOWNLOAD),--download) $(ARGS); code=$$?; \
+	case $$code in 0|4) $(BIN)/erasure-bench page '$(RUN)' --out '$(RUN)/page' || exit;; esac; exit $$code
 endif
 
 test: setup ## run the tests: make test [ARGS='--slow -k sample']
