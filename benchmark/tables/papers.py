@@ -179,7 +179,18 @@ def _embedded_block(table: Table, group: Group, methods: Sequence[str], found: S
     rows = [
         (m, tuple(Cell(c, measured=measured.measure(found, group, c.embedded, [m])) for c in columns)) for m in methods
     ]
-    return Block(group, columns, tuple(r for r in rows if any(c.measured.method for c in r[1])))
+    # the paper's heading ("100 artists") would be untrue of the few concepts that are erased here
+    named = group.model_copy(update={"title": _asked(group)})
+    return Block(named, columns, tuple(r for r in rows if any(c.measured.method for c in r[1])))
+
+
+def _asked(group: Group) -> str:
+    """What an embedded group is over: its suites and requests, by name."""
+    assert group.embedded is not None
+    of_suite = {name: measured.requests(name, "embedded", group.embedded) for name in group.suites or (group.suite,)}
+    said = [f"{name} ({', '.join(q.removeprefix('erase:') for q in asked)})" for name, asked in of_suite.items()]
+    most = sum(len(asked) for asked in of_suite.values())
+    return ", ".join(said) + (f": mean over {most} requests" if most > 1 else "")
 
 
 # --- notes ----------------------------------------------------------------------------------------------------
