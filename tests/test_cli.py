@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,20 +71,11 @@ def test_light_commands_load_no_torch(arguments: list[str], tmp_path: Path):
         f"sys.argv = ['erasure-bench', *{arguments!r}]\n"
         "try: c.main()\n"
         "except SystemExit as end: assert end.code in (0, 3), end.code\n"
-        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules, 'heavy imports'"
+        "heavy = {'torch', 'pandas', 'scipy', 'matplotlib', 'transformers', 'diffusers'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("argument", ["--help", "list"])
-def test_light_commands_take_less_than_a_second_of_work(argument: str):
-    """CPU time of the child, not wall time: the machine may be busy."""
-    before = os.times()
-    subprocess.run([Path(sys.executable).with_name("erasure-bench"), argument], capture_output=True, check=True)
-    after = os.times()
-    spent = after.children_user - before.children_user + after.children_system - before.children_system
-    assert spent < 1.0
 
 
 def test_list_as_json():
