@@ -138,9 +138,9 @@ Autoencoder: PSNR {real["psnr_db"]:.1f} dB.
 
 ## Use of concepts
 
-Presets of methods are chosen on *validation* concepts only; suites draw what they erase from the *test* ones. The prompts
-and seeds of that choice are those of `suites/embedded/presets.yaml`; every other suite has seeds of its own. No image that
-a preset was chosen on stands on another board, but kept concepts may be of either split.
+Presets of methods are chosen on *validation* concepts only; suites draw what they erase from the *test* ones.
+The prompts and seeds of that choice are those of `suites/embedded/presets.yaml`; every other suite has seeds of
+its own. No image that a preset was chosen on stands on another board, but kept concepts may be of either split.
 
 - validation: {splits["validation"]}
 - test: {splits["test"]}
