@@ -7,8 +7,6 @@ hash over all of a cell's images stays whole.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +59,7 @@ def write(records: Sequence[Record], reason: str, file: Path | None = None) -> P
     came = first["provenance"]
     told = Reason(" ".join(reason.split()), came["commit"], came["dirty"])
     before = read(path).reasons if path.exists() else ()
-    _replace(path, to_bytes(Baseline(tuple(records), (*before, told))))
+    record.replace_file(path, to_bytes(Baseline(tuple(records), (*before, told))))
     return path
 
 
@@ -121,19 +119,6 @@ def _named(values: Mapping[str, Any]) -> str:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def as_run(baseline: Baseline) -> dict[str, Any]:

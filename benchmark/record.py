@@ -380,8 +380,12 @@ def _absolute(text: str) -> bool:
 
 def write(path: Path, record: Record) -> None:
     """Write a record's file whole or not at all."""
+    replace_file(path, to_bytes(record))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; BadInput if it cannot be written."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    content = to_bytes(record)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -215,8 +215,6 @@ def test_a_frozen_file_is_never_replaced(folder: Path, colours: None):
 
 def test_a_model_s_own_images_give_the_same_file_twice(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Through sampler and encoder proper, on a random model with few steps."""
-    if models.missing("testbed"):
-        pytest.skip("needs the embedded model's judge")
     few = replace(neighbourhood._DEFAULTS["embedded"], steps=2, batch=4)
     monkeypatch.setitem(neighbourhood._DEFAULTS, "embedded", few)  # type: ignore[arg-type]
     files = []
