@@ -8,7 +8,7 @@ OUT      ?=
 DOWNLOAD ?=
 ARGS     ?=
 PYTHON   ?= python3
-EXTRAS   ?= dev,detectors,fid,testbed
+EXTRAS   ?= dev,detectors,docs,fid,ray,slurm,testbed
 WORKERS  ?= 4
 WORK     ?= runs/testbed
 
