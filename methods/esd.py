@@ -14,7 +14,7 @@ rate round away), the model's own image size (1024 there, also for 512-pixel mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
@@ -69,6 +69,9 @@ class ESD(Method):
     `self`: self-attention; `all`: every linear and convolution layer.
     `by-kind`: x for styles, identities and fine-grained names, u for all else, as in the paper."""
     iterations: int = 1000
+    per_concept: bool = False
+    """Whether `iterations` counts for each concept of a joint request, or for all together (harness default: the paper's
+    requests have one concept)."""
     lr: float = 1e-5
     eta: float = 1.0
     """η of the formula above. Released code of 2025 writes the same target with η + 1."""
@@ -109,7 +112,8 @@ class ESD(Method):
         train = self.trained(request)
         names = [self.template.replace("{}", t.name) for t in request.erase]
         prompts, removed = ([self.erase_from] * len(names), names) if self.erase_from else (names, None)
-        weights, losses = distill(backbone, prompts, self, train, request.seed, removed)
+        settings = replace(self, iterations=self.iterations * len(names)) if self.per_concept else self
+        weights, losses = distill(backbone, prompts, settings, train, request.seed, removed)
         tail = max(1, len(losses) // 10)
         first, last = sum(losses[:tail]) / tail, sum(losses[-tail:]) / tail
         return Edit(weights=weights, notes={"train": train, "prompts": prompts, "loss_first": first, "loss_last": last})

@@ -248,3 +248,12 @@ def test_divergence_names_the_iteration() -> None:
 def test_template_makes_the_prompt() -> None:
     edit = edits.make(replace(SHORT, iterations=1, template="a photo of a {}"), random_unet(), REQUEST)
     assert edit.notes["prompts"] == ["a photo of a cat", "a photo of a dog"]
+
+
+def test_iterations_per_concept_are_as_many_times_the_iterations(backbone: Backbone) -> None:
+    each = edits.make(replace(SHORT, iterations=3, per_concept=True), backbone, REQUEST)
+    together = edits.make(replace(SHORT, iterations=6), backbone, REQUEST)
+    assert edits.edit_hash(each) == edits.edit_hash(replace(together, notes=each.notes))
+    alone = replace(REQUEST, erase=(CAT,))
+    counted = edits.make(replace(SHORT, per_concept=True), backbone, alone)
+    assert edits.edit_hash(counted) == edits.edit_hash(edits.make(SHORT, backbone, alone))
