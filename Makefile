@@ -8,7 +8,7 @@ OUT      ?=
 DOWNLOAD ?=
 ARGS     ?=
 PYTHON   ?= python3
-EXTRAS   ?= dev,detectors,docs,fid,ray,slurm,testbed
+EXTRAS   ?= dev,detectors,docs,faces,fid,ray,slurm,testbed
 WORKERS  ?= 4
 WORK     ?= runs/testbed
 
@@ -108,6 +108,17 @@ else
 	@$(BIN)/erasure-bench baseline '$(FRESH)' --reason '$(subst ','\'',$(REASON))'
 endif
 
-# Named in the design, not built yet: said so instead of doing something else.
-perf docs:
-	@echo "make $@ does not exist yet; see CHANGELOG.md for what does" >&2; exit 2
+docs: setup ## these pages as a site, under runs/docs: make docs [OUT=]
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs '$(or $(OUT),runs/docs)'
+	@echo '$(or $(OUT),runs/docs)/index.html' >&2
+
+.PHONY: torture
+torture: setup ## kill runs until they end, compare every byte: make torture [ARGS='--kills 50 --seed 0'] (goes on where it was)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmark.torture $(ARGS)
+
+.PHONY: walk
+walk: setup ## a newcomer's hour, typed by a script in a fresh clone: make walk [ARGS='--quick | --borrow | --no-readme']
+	@$(BIN)/python docs/walk.py $(ARGS)
+
+perf: setup ## this harness beside the usual way, timed and counted, into results/perf: make perf [ARGS='--only edit_swap']
+	@$(BIN)/erasure-bench perf --out results/perf $(ARGS)

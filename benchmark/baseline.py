@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import keys, paths, record
+from benchmark import atomic, inputs, keys, paths, record
+from benchmark.consistency import faults
 from benchmark.errors import BadInput
+from benchmark.untrusted import parse_json, read_bytes
 
 SCHEMA = 1
 KIND = "erasure-bench baseline"
@@ -59,7 +61,7 @@ def write(records: Sequence[Record], reason: str, file: Path | None = None) -> P
     came = first["provenance"]
     told = Reason(" ".join(reason.split()), came["commit"], came["dirty"])
     before = read(path).reasons if path.exists() else ()
-    record.replace_file(path, to_bytes(Baseline(tuple(records), (*before, told))))
+    atomic.write(path, to_bytes(Baseline(tuple(records), (*before, told))))
     return path
 
 
@@ -139,14 +141,11 @@ def as_run(baseline: Baseline) -> dict[str, Any]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 def read(path: Path) -> Baseline:
     """A baseline. BadInput if the file is not there, or is none: nothing then was compared, and nothing was found."""
+    if not path.exists():
+        raise BadInput(f'no baseline {path}; write one with `erasure-bench baseline RUN --reason "…"`')
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise BadInput(f'no baseline {path}; write one with `erasure-bench baseline RUN --reason "…"`') from None
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
-    try:
-        return parse(json.loads(content))
+        return parse(parse_json(content))
     except ValueError as error:
         raise BadInput(f"{path} is not JSON ({error}); take it from the repository again") from None
     except BadInput as error:
@@ -166,9 +165,14 @@ def parse(values: Any) -> Baseline:
         raise BadInput(f"expected a baseline of schema {SCHEMA}, found {values.get('schema')!r}; refresh it")
     try:
         records = tuple(_unfolded(r, values["shared"]) for r in values["records"])
-        return Baseline(records, tuple(Reason(**reason) for reason in values["reasons"]))
-    except (KeyError, TypeError) as error:
+        reasons = tuple(Reason(**reason) for reason in values["reasons"])
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise BadInput(f"expected a whole baseline, found one without {error}; take it from the repository") from None
+    if not (records and reasons and all(isinstance(r.reason, str) for r in reasons)):
+        raise BadInput("expected a baseline with records and reasons, found none; take it from the repository")
+    for name, fault in faults({inputs.cell(r): r for r in records}, whole=False):
+        raise BadInput(f"{name}: {fault}; take the baseline from the repository, or refresh it")
+    return Baseline(records, reasons)
 
 
 def _unfolded(r: Record, shared: Mapping[str, Any]) -> Record:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from benchmark import declared, suite
 from benchmark.declared import Some, Strict
-from benchmark.errors import BenchError
+from benchmark.errors import BadInput, BenchError
+from benchmark.inert import printable
 
 FILE = Path(__file__).with_name("references.yaml")
 NEEDED = ("author", "title", "year")
@@ -60,7 +61,10 @@ class Cited:
 def references(file: Path = FILE) -> Mapping[str, Reference]:
     """All entries by key, in the file's order."""
     values, _ = declared.load(file)
-    return {key: Reference.model_validate(value) for key, value in values.items()}
+    try:
+        return {str(key): Reference.model_validate(value) for key, value in dict(values or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{file}: expected entries by key: {' '.join(str(error).split())}") from None
 
 
 def cite(records: Sequence[Mapping[str, Any]], known: Mapping[str, Reference] | None = None) -> Cited:
@@ -93,8 +97,8 @@ def uses(r: Mapping[str, Any]) -> Iterator[str]:
     if r["status"] != "ok":
         return
     yield f"model/{r['model']['name']}"
-    yield f"sampler/{r['sampler']['scheduler']}"
-    if r["sampler"]["guidance"] != 1:
+    yield f"sampler/{r['sampler'].get('scheduler', 'ddim')}"
+    if r["sampler"].get("guidance") != 1:
         yield "sampler/guidance"
     method = r["method"]
     if method["paper"] or method["role"] == "erasure":
@@ -111,6 +115,8 @@ def _datasets(r: Mapping[str, Any]) -> list[str]:
     """Those that the record names; of a record of schema 1, those of the shipped suite of that name."""
     if r["datasets"]:
         return list(r["datasets"])
+    if r["suite"] not in suite.names():  # a record names a suite, never a file
+        return []
     try:
         found = suite.load(r["suite"]).form(r["form"]).dataset
     except BenchError:
@@ -119,7 +125,7 @@ def _datasets(r: Mapping[str, Any]) -> list[str]:
 
 
 # --- BibTeX -----------------------------------------------------------------------------------------------------------
-_ESCAPED = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_"}
+_ESCAPED = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\^{}"}
 _ACCENTS = {"ń": r"{\'n}", "ł": r"{\l}", "ö": r"{\"o}", "á": r"{\'a}", "é": r"{\'e}", "ü": r"{\"u}"}
 
 
@@ -133,5 +139,18 @@ def bibtex(key: str, entry: Reference) -> str:
 
 
 def _text(name: str, text: str) -> str:
+    """The text of a field; braces that keep capitals stay, and one without its fellow, which would end the entry, goes.
+
+    A backslash would begin a command: it goes too.
+    """
     table = _ACCENTS if name == "url" else _ACCENTS | _ESCAPED
-    return "".join(table.get(character, character) for character in text)
+    return "".join(table.get(character, character) for character in _balanced(printable(text).replace("\\", "")))
+
+
+def _balanced(text: str) -> str:
+    depth = 0
+    for character in text:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            break
+    return text if depth == 0 else text.replace("{", "").replace("}", "")

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -18,17 +19,22 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
+from benchmark import completion, inert
+from benchmark.commands import Command, Group
 from benchmark.errors import BadInput, BenchError
+from benchmark.hubs import ask as _hub
+from benchmark.paths import default_out as default_out
+from benchmark.untrusted import parse_json
 
 P = ParamSpec("P")
 
 app = typer.Typer(
     name="erasure-bench",
+    cls=Group,
     help="Benchmark concept erasure in text-to-image diffusion models.",
     epilog="Example: erasure-bench run objects",
     no_args_is_help=True,
-    add_completion=False,
-    context_settings={"max_content_width": 100},
+    context_settings={"max_content_width": 100, "help_option_names": ["--help", "-h"]},
     # Plain messages of a few lines, on any terminal; and help need not load a renderer.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -41,6 +47,14 @@ class Executor(StrEnum):
     local = "local"
     ray = "ray"
     slurm = "slurm"
+
+
+class Keep(StrEnum):
+    """Which images a run keeps."""
+
+    all = "all"
+    sample = "sample"
+    none = "none"
 
 
 class TextFormat(StrEnum):
@@ -66,15 +80,42 @@ class Format(StrEnum):
 Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines only, no live display.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
-SuiteName = Annotated[str, typer.Argument(metavar="SUITE|FILE.yaml", help="A shipped suite, or a file of your own.")]
-Model = Annotated[str, typer.Option(metavar="M", help="A model by name, or the path of a diffusers folder.")]
-Methods = Annotated[str | None, typer.Option(metavar="a,b@v", help="Methods, by comma; the suite's own if left out.")]
+SuiteName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SUITE|FILE.yaml", help="A shipped suite, or a file of your own.", autocompletion=completion.suites
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="M", help="A model by name, or the path of a diffusers folder.", autocompletion=completion.models
+    ),
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        metavar="a,b@v", help="Methods, by comma; the suite's own if left out.", autocompletion=completion.methods
+    ),
+]
 Scale = Annotated[float, typer.Option(metavar="S", help="Images per prompt, as a share of the suite's.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Results; runs/<suite>-<model> if left out.")]
 Store = Annotated[Path | None, typer.Option(metavar="DIR", help="Artifacts; OUT/store if left out.")]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Training seed of the methods.")]
 Engine = Annotated[Executor, typer.Option(help="What runs the cells.")]
 Shard = Annotated[str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the work, from 1.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Worker processes; one a GPU if left out.")]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that runs; one of this machine if left out.")
+]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="P=V", help="A parameter of submitit, such as timeout_min=240; many times."),
+]
+KeepImages = Annotated[Keep, typer.Option(help="Which images' pixels stay in the store; hashes and raw outputs do.")]
+MaxFailures = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Stop when so many cells have failed; never, if left out.")
+]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images at once; part of what an image is keyed by.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing weights from the hub.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="F=V", help="A field of the method; many times.")]
@@ -83,6 +124,14 @@ SetOf = Annotated[
     typer.Option("--set", metavar="M.F=V", help="A field of one of the methods, such as esd.lr=1e-4; many times."),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a run.")]
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asks this process to end: preempted, or out of its time. Ends as an interruption does."""
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 def command(example: str, to: typer.Typer | None = None) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
@@ -94,6 +143,7 @@ def command(example: str, to: typer.Typer | None = None) -> Callable[[Callable[P
     def register(function: Callable[P, int | None]) -> Callable[P, None]:
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            _hub(False)  # those that may fetch say so themselves
             try:
                 code = function(*args, **kwargs) or 0
             except (Exception, KeyboardInterrupt) as error:
@@ -101,7 +151,7 @@ def command(example: str, to: typer.Typer | None = None) -> Callable[[Callable[P
             raise typer.Exit(code)
 
         name = function.__name__.strip("_").replace("_", "-")
-        (to or app).command(name, epilog=f"Example: erasure-bench {example}")(guarded)
+        (to or app).command(name, cls=Command, epilog=f"Example: erasure-bench {example}")(guarded)
         return guarded
 
     return register
@@ -114,20 +164,42 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
+        _tell("".join(traceback.format_exception(error)).rstrip("\n"))
     message, code = _explain(error)
-    typer.echo(f"erasure-bench: {message}", err=True)
+    _tell(f"erasure-bench: {message}")
     raise typer.Exit(code)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BenchError):
         return str(error), error.exit_code
+    if isinstance(error, Terminated):
+        return "stopped by the system (SIGTERM); what is done is kept, and the same command goes on from there", 143
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what is done is kept, and the same command goes on from there", 130
     if isinstance(error, OSError):
         return f"{error.filename or 'input or output'}: {error.strerror or error}", 2
+    if isinstance(error, MemoryError):
+        return "out of memory; what is done is kept; try a smaller --batch-size, or a machine with more", 1
     return f"unexpected {type(error).__name__}: {error} (a bug of ours; --debug shows where)", 1
+
+
+@app.callback()
+def erasure_bench(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=lambda on: _version(on)),
+    ] = False,
+) -> None:
+    """Its help is the app's."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"erasure-bench {version('erasure-bench')}")
+        raise typer.Exit
 
 
 # --- running --------------------------------------------------------------------------------------------------
@@ -144,8 +216,13 @@ def run(
     store: Store = None,
     seed: Seed = 0,
     executor: Engine = Executor.local,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    slurm: Slurm = None,
     shard: Shard = None,
     batch_size: BatchSize = None,
+    max_failures: MaxFailures = None,
+    keep_images: KeepImages = Keep.all,
     set_: SetOf = None,
     download: Download = False,
     quiet: Quiet = False,
@@ -153,10 +230,12 @@ def run(
 ) -> int:
     """Run a suite from edits to its board; what is done already is not done again."""
     arguments = _arguments(context.params)
+    spread: dict[str, Any] = {"workers": workers, "ray_address": ray_address, "slurm": _set(slurm or (), "--slurm")}
+    spread |= {"max_failures": max_failures}
     _hub(download)
     from benchmark.run import RunOptions, execute
 
-    return execute(RunOptions(**arguments, passed=_passed(context)))
+    return execute(RunOptions(**arguments, **spread, keep_images=keep_images.value, passed=_passed(context)))
 
 
 @command("plan celebrity --model sd14 --json")
@@ -172,15 +251,20 @@ def plan(
     executor: Engine = Executor.local,
     shard: Shard = None,
     batch_size: BatchSize = None,
+    keep_images: KeepImages = Keep.all,
     set_: SetOf = None,
     download: Download = False,
     json_: Json = False,
     prompts: Annotated[bool, typer.Option("--prompts", help="With --json: every prompt and seed too.")] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Operations too, and a time from a short try if need be.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Tell what a run would do: images, edits, disk, and what is missing. Nothing is run."""
     arguments = _arguments(context.params)
+    from benchmark import cost as costs
     from benchmark import plan as plans
     from benchmark.store import Store as Artifacts
 
@@ -188,7 +272,14 @@ def plan(
     chosen = {name: arguments[name] for name in names}
     settled = plans.make_plan(**chosen, batch=batch_size, passed=arguments["fields"])
     artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
-    forecast = plans.plan_json(settled, artifacts)
+    forecast = plans.plan_json(
+        settled, artifacts, costs.earlier(arguments["out"] / "costs.json"), keep=keep_images.value
+    )
+    if cost:
+        _hub(False)
+        if forecast["seconds"] is None:
+            forecast = plans.plan_json(settled, artifacts, costs.calibrated(settled), keep=keep_images.value)
+        forecast["flops"] = costs.operations(settled, forecast)
     if prompts:
         forecast["prompts"] = plans.prompts_json(settled)
     _say(forecast if json_ else _forecast(forecast))
@@ -201,7 +292,7 @@ def fetch(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Download from its hub what a suite needs on a model: safetensors and configurations only."""
+    """Download what a suite needs on a model, at pinned commits and checked: its weights, its judges, its files."""
     _hub(download=True)
     from benchmark import fetch as fetching
     from benchmark.plan import make_plan
@@ -213,19 +304,49 @@ def fetch(
 def _forecast(plan: Mapping[str, Any]) -> list[str]:
     """The forecast to be read."""
     roles = ", ".join(f"{n} {role}" for role, n in plan["images"].items() if role != "total")
-    time = "not yet measured here" if plan["seconds"] is None else f"about {plan['seconds'] / 60:.0f} min"
     return [
         f"{plan['suite']} {plan['suite_version']} on {plan['model']}, {plan['form']} form, scale {plan['scale']:g}",
         f"cells      {plan['cells']} of {len(plan['by_method'])} methods on {len(plan['requests'])} requests",
         *(f"           {c['method']} on {c['request']}: not applicable, {c['reason']}" for c in plan["not_applicable"]),
         f"images     {plan['images']['total']} a method at most ({roles}), {plan['cached']} in the store already",
+        *(f"           {request}: {_by_role(roles)}" for request, roles in plan["distinct"].items()),
         *(f"           {m}: {n['images']['total']} to make, {n['cached']} there" for m, n in plan["by_method"].items()),
         f"edits      {plan['edits']}",
         f"denoiser   {plan['denoiser_forwards']} samples forward",
         f"disk       about {plan['disk_bytes'] / 1e6:.0f} MB",
-        f"time       {time}",
+        *_operations(plan.get("flops")),
+        f"time       {_duration(plan)}",
         *(f"missing    {lack['what']}: {lack['where']}" for lack in plan["missing"]),
     ]
+
+
+def _operations(flops: Mapping[str, Any] | None) -> list[str]:
+    """`operations 2.3e+15, 8.03e+11 a forward, …`, if they were counted."""
+    if flops is None:
+        return []
+    parts = ", ".join(f"{flops[part]:.3g} a {part}" for part in ("forward", "decode"))
+    return [f"operations {flops['total']:.3g} floating-point for images ({parts}), without edits"]
+
+
+def _duration(plan: Mapping[str, Any]) -> str:
+    """`about 12 min, from …; without …`."""
+    if plan["seconds"] is None:
+        return "not yet measured here; --cost tries a batch"
+    known = f"about {plan['seconds'] / 60:.0f} min" if plan["seconds"] >= 120 else f"about {plan['seconds']:.0f} s"
+    without = f"; without {', '.join(plan['seconds_without'])}" if plan["seconds_without"] else ""
+    return f"{known}, from {plan['seconds_from']}{without}"
+
+
+def _by_role(roles: Mapping[str, Mapping[str, Any]]) -> str:
+    """`250 erased (5 prompts, seeds 1 to 50), 2500 kept (500 prompts, seeds 1 to 5)`."""
+    return ", ".join(f"{n['images']} {role} ({n['prompts']} prompts, {_seeds(n)})" for role, n in roles.items())
+
+
+def _seeds(role: Mapping[str, Any]) -> str:
+    if role["seed_range"] is None:
+        return "seeds of a file that is not here"
+    low, high = role["seed_range"]
+    return f"seeds {low} to {high}" if high - low + 1 == role["seeds"] else f"{role['seeds']} seeds"
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,22 +393,12 @@ def _passed(context: typer.Context) -> dict[str, Any]:
 _TYPED = "COMMANDLINE"
 
 
-def _hub(download: bool) -> None:
-    """Hubs are asked only when told to; the libraries read this when they are imported."""
-    if download:
-        os.environ["HF_HUB_OFFLINE"] = "0"
-    else:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def default_out(suite: str, model: str) -> Path:
-    """`runs/<suite>-<model>`, with the last part of a path for either."""
-    return Path("runs") / f"{Path(suite).stem}-{Path(model).name}"
-
-
 @command("erase uce --concept cat --out edits/cat")
 def erase(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method, such as esd or esd@paper.")],
+    method: Annotated[
+        str,
+        typer.Argument(metavar="METHOD", help="A method, such as esd or esd@paper.", autocompletion=completion.method),
+    ],
     concept: Annotated[list[str], typer.Option(metavar="C", help="What to erase; may be given several times.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written; it must not exist yet.")],
     model: Model = "testbed",
@@ -323,15 +434,16 @@ def _set_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {label: _set(texts) for label, texts in by_label.items()}
 
 
-def _set(given: Sequence[str]) -> dict[str, Any]:
+def _set(given: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """`["lr=1e-4", "train=x"]` → `{"lr": 0.0001, "train": "x"}`: JSON where it is, else text."""
     fields: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier() or name in fields:
-            raise BadInput(f"--set: expected field=value, each field once, such as lr=1e-4; got {text!r}")
+            such = "lr=1e-4" if option == "--set" else "timeout_min=240"
+            raise BadInput(f"{option}: expected field=value, each field once, such as {such}; got {text!r}")
         try:
-            fields[name] = json.loads(value)
+            fields[name] = parse_json(value)
         except ValueError:
             fields[name] = value
     return fields
@@ -339,7 +451,12 @@ def _set(given: Sequence[str]) -> dict[str, Any]:
 
 @command("check-method uce --json")
 def check_method(
-    method: Annotated[str, typer.Argument(metavar="NAME|module:Class", help="A method, or FILE.py:Class.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|module:Class", help="A method, or FILE.py:Class.", autocompletion=completion.method
+        ),
+    ],
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -374,7 +491,9 @@ def new_method(
 
 @command("neighbours testbed --group bird --out neighbours.json")
 def neighbours(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset by name.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A dataset by name.", autocompletion=completion.datasets)
+    ],
     model: Model = "testbed",
     group: Annotated[list[str] | None, typer.Option(metavar="G", help="Targets; all fine-grained if left out.")] = None,
     images: Annotated[int | None, typer.Option(metavar="m", help="Images of each concept; 16, full size 100.")] = None,
@@ -403,7 +522,9 @@ def neighbours(
 
 @command("tables --paper fade_adv")
 def tables(
-    paper: Annotated[str | None, typer.Option(metavar="NAME", help="One paper; all if left out.")] = None,
+    paper: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One paper; all if left out.", autocompletion=completion.papers)
+    ] = None,
     format_: Annotated[TextFormat | None, typer.Option("--format", help="md; with --out all.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="A file for each paper and format.")] = None,
     results: Annotated[Path | None, typer.Option(metavar="DIR", help="Records; those of results/.")] = None,
@@ -446,44 +567,64 @@ def check(
 
 
 @command("list --json")
-def list_(json_: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="One kind alone.", autocompletion=completion.kinds)
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
     """List methods, suites, models, protocols and datasets."""
-    from benchmark import catalogue
+    from benchmark import cards, catalogue
 
-    found = catalogue.catalogue()
-    _say(found if json_ else catalogue.lines(found))
+    found = catalogue.catalogue(kind)
+    _say(found if json_ else cards.lines(found, _columns()))
 
 
 @command("show esd@paper")
 def show(
-    name: Annotated[str, typer.Argument(help="A method, suite, model, protocol or dataset.")],
+    name: Annotated[
+        str, typer.Argument(help="A method, suite, model, protocol or dataset.", autocompletion=completion.named)
+    ],
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Show one of the things that `list` lists."""
-    from benchmark import catalogue
+    from benchmark import cards, catalogue
 
     kind, entry = catalogue.find(name)
-    _say({"kind": kind.removesuffix("s"), **entry} if json_ else catalogue.detail(kind, entry))
+    _say({"kind": kind.removesuffix("s"), **entry} if json_ else cards.card(kind, entry, _columns()))
 
 
 @command("doctor --model sd14")
 def doctor(
-    model: Annotated[str | None, typer.Option(metavar="M", help="Also test this model's images for exactness.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M", help="Also test this model's images for exactness.", autocompletion=completion.models
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S", help="List all that this suite needs, on M or testbed.", autocompletion=completion.suites
+        ),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Check packages, device and weights, and that images depend on prompt and seed alone on this machine."""
+    """Check packages, device, weights, judges and data, and that images depend on prompt and seed alone here."""
     _hub(False)
     from benchmark import doctor as checks
 
-    found = checks.report(model)
+    found = checks.of_suite(suite, model or "testbed") if suite else checks.report(model)
     if json_:
         _say(checks.as_json(found))
     else:
-        checks.show(found)
+        checks.show(found, lambda line: _say([line]))
     return checks.exit_code(found)
 
 
@@ -496,6 +637,7 @@ def verify(
     debug: Debug = False,
 ) -> int:
     """Recompute every number from raw outputs, boards from records, and check every hash; name what changed."""
+    from benchmark.verify import unkept
     from benchmark.verify import verify as check
 
     found, values = check(directory, store), 0
@@ -506,8 +648,10 @@ def verify(
         again = recompute(directory, store)
         found, values = [*found, *again.wrong], again.values
         for text in again.skipped:
-            typer.echo(f"not recomputed: {text}", err=True)
+            _tell(f"not recomputed: {text}")
     beside = f"; {values} values of images computed again" if values else ""
+    if absent := unkept(store or directory / "store"):
+        beside += f"; of {absent} images the pixels were not kept, but hashes and raw outputs"
     _say(found or [f"{directory}: all as it was written{beside}"])
     return 1 if found else 0
 
@@ -600,15 +744,21 @@ def cite(directory: Folder, quiet: Quiet = False, debug: Debug = False) -> None:
 
     found = citing.cite(evidence.load(str(directory)).records)
     for text in found.warnings:
-        typer.echo(f"erasure-bench: {text}", err=True)
+        _tell(f"erasure-bench: {text}")
     _say([found.bibtex.rstrip("\n")])
 
 
 @command("rescore runs/explicit-sd14 --protocol nudenet-3.4.2@0.7/images")
 def rescore(
     directory: Folder,
-    protocol: Annotated[list[str] | None, typer.Option(metavar="ID", help="A protocol to add; many times.")] = None,
-    primary: Annotated[str | None, typer.Option(metavar="ID", help="The protocol of acc_*; the run's own.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A protocol to add; many times.", autocompletion=completion.protocols),
+    ] = None,
+    primary: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The protocol of acc_*; the run's own.", autocompletion=completion.protocols),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="New records and boards; DIR-rescored.")] = None,
     store: Store = None,
     quiet: Quiet = False,
@@ -619,9 +769,7 @@ def rescore(
     from benchmark import rescore as again
     from benchmark.tables import board as boards
 
-    made = again.rescore(
-        directory, protocol or [], primary=primary, out=out, store=store, say=lambda text: typer.echo(text, err=True)
-    )
+    made = again.rescore(directory, protocol or [], primary=primary, out=out, store=store, say=_tell)
     if not quiet:
         _say([boards.render(boards.build(boards.read_records(made)), "term").rstrip(), ""])
     _say([f"records and boards: {made}"])
@@ -636,17 +784,42 @@ def board(
     debug: Debug = False,
 ) -> None:
     """Write a run's board to stdout, made anew from its records; of runs of several suites, one leaderboard."""
+    from benchmark import progress
     from benchmark.tables import board as boards
     from benchmark.tables import overall
 
     suites = overall.read_suites(directories)
-    width, colour = _width(), sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width, colour = _width(), progress.terminal(sys.stdout)
     if len(suites) == 1:
         (records,) = suites.values()
         text = boards.render(boards.build(records), format_, width=width, colour=colour, intervals=intervals)
     else:
         text = overall.render(overall.build(suites), format_, width=width, colour=colour, intervals=intervals)
     typer.echo(text.rstrip("\n"))
+
+
+@command("perf --only edit_swap --runs 5")
+def perf(
+    only: Annotated[str | None, typer.Option(metavar="NAME", help="One bench or family; all if left out.")] = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Timed turns of each side; medians are told.")] = 5,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where <device>.json and the table go.")] = Path("runs/perf"),
+    profile: Annotated[bool, typer.Option("--profile", help="Only profile.txt: where a run's time goes.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Time this harness beside the usual way of doing the same, on this machine, and write a table."""
+    _hub(False)
+    if profile:
+        from benchmark.perf import profile as profiles
+        from benchmark.perf.rig import here
+
+        profiles.write(out / "profile.txt", here())
+        _say([str(out / "profile.txt")])
+        return
+    from benchmark.perf import session
+
+    written = session.measure(only, runs=runs, out=out, say=_tell)
+    _say([str(written), str(out / "README.md")])
 
 
 @command("power --rate 0.1 --difference 0.05")
@@ -689,6 +862,66 @@ def power(
         _say(told if json_ else powers.planned_lines(told))
 
 
+# --- keeping --------------------------------------------------------------------------------------------------
+
+
+@command("gc runs/objects-testbed --older-than 30 --delete")
+def gc(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders of runs: all to keep.")],
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="The store they share; of each its own.")] = None,
+    older_than: Annotated[float, typer.Option(metavar="DAYS", help="Younger ones stay: a run may use them.")] = 7.0,
+    only: Annotated[list[str] | None, typer.Option(metavar="KIND", help="edits, images, raw, scores, damaged…")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run/--delete", help="Show what would go, or let it go.")] = True,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Free the room of artifacts that no run rests on; what is in the records of the named runs stays."""
+    from benchmark import prune
+
+    found = prune.find(directories, store, older_than=older_than, only=only or ())
+    if not dry_run:
+        for report in found:
+            prune.delete(report)
+    deleted = not dry_run
+    if json_:
+        _say({"schema": 1, "stores": [prune.as_json(report, deleted=deleted) for report in found]})
+    else:
+        _say([line for report in found for line in prune.lines(report, deleted=deleted)])
+
+
+@command("export runs/objects-testbed --out objects.zip")
+def export(
+    directory: Folder,
+    out: Annotated[Path, typer.Option(metavar="FILE.zip", help="The archive; nothing is overwritten.")],
+    store: Store = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Pack a finished run into one archive with checksums; its logs, which may name places here, stay."""
+    from benchmark import archive
+
+    count, digest = archive.export(directory, out, store)
+    _say([f"{out}: {count} files, {out.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}"])
+
+
+@command("import objects.zip --out runs/objects-testbed")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `export` wrote.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="Where artifacts go; OUT/store.")] = None,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="What `export` printed; checked first.")] = None,
+    limit: Annotated[float, typer.Option(metavar="GB", min=0, help="Unpack no more than that.")] = 200.0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Unpack an exported run, whole and checked, or not at all; the same command as there then goes on from it."""
+    from benchmark import archive
+
+    count = archive.unpack(file, out, store, sha256=sha256, limit=int(limit * 1e9))
+    _say([f"{out}: {count} files, each as it was packed"])
+
+
 # --- showing --------------------------------------------------------------------------------------------------
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="The --out of each run.")]
@@ -707,9 +940,7 @@ def page(
     """Write a static site that opens from disk: boards, figures and every image beside its score."""
     from benchmark.page import site
 
-    made = site.write(
-        runs, out, store=store, thumbnail=thumbnail, per_role=rows, say=lambda text: typer.echo(text, err=True)
-    )
+    made = site.write(runs, out, store=store, thumbnail=thumbnail, per_role=rows, say=_tell)
     absent = f", of which {made.absent} are not in a store" if made.absent else ""
     said = f"{made.pages} pages, {made.images} images{absent}, {made.size / 1e6:.1f} MB"
     _say([f"{out / 'index.html'}: {said}"])
@@ -718,7 +949,12 @@ def page(
 @command("plot runs/objects-testbed --figure erase_keep --out erase_keep.pdf")
 def plot(
     runs: Runs,
-    figure: Annotated[str, typer.Option(metavar="F", help="erase_keep, concepts, interference or cost.")],
+    figure: Annotated[
+        str,
+        typer.Option(
+            metavar="F", help="erase_keep, concepts, interference or cost.", autocompletion=completion.figures
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="A .pdf, .svg or .png.")],
     request: Annotated[str | None, typer.Option(metavar="R", help="Of erase_keep: the mean if left out.")] = None,
     method: Annotated[str | None, typer.Option(metavar="M", help="Of interference: all if left out.")] = None,
@@ -739,10 +975,22 @@ def _width() -> int:
     return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
 
 
+def _columns() -> int | None:
+    """Columns to wrap text at; None where nobody reads along: a line then stays a line, to be searched."""
+    return max(40, min(_width(), 120)) if sys.stdout.isatty() else None
+
+
 def _say(what: Any) -> None:
     """Lines as they are, anything else as JSON, to stdout."""
-    lines = isinstance(what, list) and all(isinstance(line, str) for line in what)
-    typer.echo("\n".join(what) if lines else json.dumps(what, indent=2, ensure_ascii=False, allow_nan=False))
+    if isinstance(what, list) and all(isinstance(line, str) for line in what):
+        typer.echo("\n".join(map(inert.lines, what)))
+    else:
+        typer.echo(inert.json_text(json.dumps(what, indent=2, ensure_ascii=False, allow_nan=False)))
+
+
+def _tell(text: str) -> None:
+    """A message to stderr, in which nothing of a stranger's acts on the terminal and no token stands."""
+    typer.echo(inert.lines(inert.redacted(text)), err=True)
 
 
 def main() -> None:
@@ -750,6 +998,7 @@ def main() -> None:
     # Before torch is imported: threads that wait spin for some microseconds only, for the sake of busy machines.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _terminated)
     app()
 
 

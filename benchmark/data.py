@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ from benchmark import paths
 from benchmark.declared import Some, Strict, Tuple, read
 from benchmark.errors import BadInput, did_you_mean
 from benchmark.interface import Kind, Target
+from benchmark.untrusted import parse_json, read_bytes
 
 FROZEN = "neighbours.json"
 """File of a dataset's frozen neighbourhoods."""
@@ -231,12 +234,14 @@ def _listed(path: Path, card: Card) -> tuple[Concept, ...]:
 
 def concepts(path: Path) -> tuple[Concept, ...]:
     """Read a `concepts.csv`: the columns are `COLUMNS`, and `LABEL` or not; `|` stands between groups and synonyms."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
+    try:
+        rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8"), newline=""), strict=True)
         if tuple(rows.fieldnames or ()) not in (COLUMNS, (*COLUMNS, LABEL)):
             came = ",".join(rows.fieldnames or ())
-            raise BadInput(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, found {came or 'nothing'}")
+            raise BadInput(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, found {came[:200] or 'nothing'}")
         found = tuple(_concept(path, rows.line_num, row) for row in rows)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a CSV in UTF-8: {error}") from None
     _distinct(path, [c.name for c in found])
     return found
 
@@ -267,7 +272,7 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 def _distinct(path: Path, found: list[str]) -> None:
-    twice = sorted({name for name in found if found.count(name) > 1})
+    twice = sorted(name for name, count in Counter(found).items() if count > 1)
     if twice or not found:
         raise BadInput(f"{path}: " + (f"{twice[0]!r} is listed twice" if twice else "no concept in it"))
 
@@ -307,10 +312,12 @@ class Neighbourhood(Strict):
 def neighbourhood(path: Path, known: Iterable[str]) -> Neighbourhood:
     """Read a `neighbours.json` whose concepts are all among `known`; `BadInput` for a malformed or an outdated one."""
     try:
-        found = Neighbourhood.model_validate_json(path.read_bytes())
+        found = Neighbourhood.model_validate(parse_json(read_bytes(path)))
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: the file is not JSON: {error}") from None
     _consistent(path, found, set(known))
     return found
 

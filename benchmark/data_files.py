@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from benchmark import data, paths
+from benchmark import atomic, data, paths
 from benchmark.data import DataFile
 from benchmark.errors import BadInput, Damaged, Missing
+from benchmark.untrusted import read_bytes
 
 ENVIRONMENT = "ERASURE_BENCH_DATA"
 """Names a folder with one folder per dataset."""
@@ -193,8 +194,8 @@ def manifest(path: Path) -> dict[str, str]:
     """Relative path to SHA-256 of a `SHA256SUMS`; `BadInput` for another form or a path that leaves the folder."""
     found: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
         parts = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
@@ -212,4 +213,4 @@ def promise(path: Path) -> None:
     beside = path.with_name(MANIFEST)
     known = manifest(beside) if beside.is_file() else {}
     known[path.name] = sha256(path)
-    beside.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())), encoding="utf-8")
+    atomic.write(beside, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))

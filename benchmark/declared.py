@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from benchmark.errors import BadInput, did_you_mean
+from benchmark.untrusted import DEPTH, TEXT, encodable, read_bytes
 
 T = TypeVar("T")
 M = TypeVar("M", bound="Strict")
@@ -37,7 +38,7 @@ Some = Annotated[tuple[T, ...], Field(strict=False), AfterValidator(_some)]
 class Strict(BaseModel):
     """Base of all declarations: frozen, no unknown key, no conversion of types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -66,26 +67,38 @@ def read(path: Path, schema: type[M], **given: object) -> M:
 
 def load(path: Path) -> tuple[Any, dict[Place, int]]:
     """The plain values of a YAML file, and the line of every key path."""
+    content = read_bytes(path, TEXT)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = _lines(path, node) if node is not None else {}
         return yaml.safe_load(text), lines
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise BadInput(f"{path}{where}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise BadInput(f"{path}: not valid YAML: more than {DEPTH} levels of nesting") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # PyYAML lets these through where a tag promises what the text does not hold: a date in month 99, say.
+        raise BadInput(f"{path}: not valid YAML: a value is not of the kind that it looks like: {error}") from None
 
 
 def _lines(path: Path, root: yaml.Node) -> dict[Place, int]:
     lines: dict[Place, int] = {}
 
     def walk(node: yaml.Node, place: Place, above: tuple[int, ...]) -> None:
+        at = f"{path}, line {node.start_mark.line + 1}"
         if id(node) in above:
-            raise BadInput(f"{path}, line {node.start_mark.line + 1}: {dotted(place)} contains itself")
-        for key, child, mark in _children(node):
+            raise BadInput(f"{at}: {dotted(place)} contains itself")
+        if len(above) >= DEPTH:
+            raise BadInput(f"{at}: not valid YAML: more than {DEPTH} levels of nesting")
+        if isinstance(node, yaml.ScalarNode) and not _whole(node.value):
+            raise BadInput(f"{at}: {dotted(place)}: a text holds half a character, \\ud800 to \\udfff")
+        for key, child, mark in _children(path, node):
             here = (*place, key)
             # PyYAML would let the last one win in silence.
             if here in lines:
@@ -99,9 +112,20 @@ def _lines(path: Path, root: yaml.Node) -> dict[Place, int]:
     return lines
 
 
-def _children(node: yaml.Node) -> list[tuple[int | str, yaml.Node, int]]:
+def _whole(text: str) -> bool:
+    try:
+        encodable(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _children(path: Path, node: yaml.Node) -> list[tuple[int | str, yaml.Node, int]]:
     if isinstance(node, yaml.MappingNode):
-        return [(str(k.value), v, k.start_mark.line + 1) for k, v in node.value]
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not _whole(key.value):
+                raise BadInput(f"{path}, line {key.start_mark.line + 1}: not valid YAML: expected a text as key")
+        return [(k.value, v, k.start_mark.line + 1) for k, v in node.value]
     if isinstance(node, yaml.SequenceNode):
         return [(i, v, v.start_mark.line + 1) for i, v in enumerate(node.value)]
     return []
@@ -137,5 +161,6 @@ def _short(value: Hashable | Any) -> str:
 
 
 def dotted(place: Place) -> str:
-    """`forms.paper.requests[0].keep`."""
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
+    """`forms.paper.requests[0].keep`; of a key without end the beginning."""
+    names = (p if isinstance(p, int) or len(p) <= 60 else f"{p[:57]}…" for p in place)
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).removeprefix(".")

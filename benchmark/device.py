@@ -27,6 +27,17 @@ def kind() -> Kind:
     return "cuda" if Path("/dev/nvidiactl").exists() and not hidden else "cpu"
 
 
+def gpus() -> list[str]:
+    """The cards that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU. No library is asked."""
+    if kind() == "cpu":
+        return []
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [name.strip() for name in told.split(",") if name.strip()]
+    found = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
+    return [str(number) for number in range(len(found))]
+
+
 def threads() -> int:
     """Torch threads of this process: OMP_NUM_THREADS if set, else `THREADS`. BadInput for what is no number above 0."""
     told = os.environ.get("OMP_NUM_THREADS", "")

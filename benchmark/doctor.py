@@ -1,6 +1,8 @@
-"""What this machine has and lacks for the harness: packages, device, weights, data; whether images are exact here.
+"""What this machine has and lacks for the harness: packages, device, weights, judges, data, room; whether images are
+exact here; and which suite can run on which model.
 
-Every check gives one line. The quick ones load no torch; the self-test renders a few images.
+Every check gives one line. The quick ones load no torch; the self-test renders a few images. For one suite on one model
+there is a table of all that it needs instead, see `benchmark.needs`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmark import data, data_files, models, suite
+from benchmark import data, data_files, models, needs, paths, suite
 from benchmark.data_files import Wanted
 from benchmark.device import kind as device_kind
 from benchmark.errors import BenchError
+from benchmark.metrics import evaluators
+from benchmark.metrics.protocols import protocol
+from benchmark.needs import Need
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
 
 DISTRIBUTION = "erasure-bench"
+FORMS: tuple[suite.FormName, ...] = ("paper", "embedded")
 State = Literal["ok", "absent", "wrong"]
 """`absent` is something optional that is not there; `wrong` makes doctor fail."""
 
@@ -38,23 +44,94 @@ class Check:
     detail: str
 
 
-def report(model: str | None = None, *, selftest: bool = True) -> list[Check]:
+@dataclass(frozen=True)
+class Readiness:
+    """One suite on one model."""
+
+    suite: str
+    model: str
+    form: str
+    lacks: tuple[str, ...]
+    """Names of what is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What doctor found."""
+
+    checks: tuple[Check, ...] = ()
+    suites: tuple[Readiness, ...] = ()
+    needs: tuple[Need, ...] = ()
+    """All that the suites of the report need, each once."""
+    asked: tuple[str, str] | None = None
+    """The suite and the model that were named, if a suite was."""
+
+
+def report(model: str | None = None, *, selftest: bool = True) -> Report:
     """All checks; with `selftest`, on the random tiny backbone and on `model` if one is named."""
-    checks = [python(), *packages(), facenet(), shadowing(), *device(), *weights(), *data_sets()]
+    suites, needed = readiness()
+    checks = [python(), *packages(), facenet(), shadowing(), *device(), disk(), *weights(), *judges(needed)]
+    checks += data_sets()
     if selftest:
         checks += [determinism(name) for name in ("random-unet", *([model] if model else []))]
-    return checks
+    return Report(tuple(checks), suites, needed)
 
 
-def exit_code(checks: Iterable[Check]) -> int:
-    """0; 3 if a requirement is missing or wrong; 1 if all are there but images are not exact."""
-    bad = {check.group for check in checks if check.state == "wrong"}
+def of_suite(name: str, model: str = "testbed") -> Report:
+    """What one suite needs on one model, and the room that it takes. Renders nothing."""
+    from benchmark.plan import make_plan, plan_json
+
+    plan = make_plan(name, model=model)
+    found = needs.of(plan.form, model)
+    one = Readiness(plan.suite.name, plan.model.name, plan.form_name, _names(found))
+    told = plan_json(plan)
+    room = int(told["disk_bytes"]) + sum(n.size or 0 for n in needs.lacking(found) if n.fetchable)
+    checks = (python(), *device(), _gpu(plan.form, told["images"]["total"]), disk(room))
+    return Report(tuple(c for c in checks if c), (one,), found, (one.suite, one.model))
+
+
+def exit_code(found: Report) -> int:
+    """0; 3 if a requirement is missing or wrong, or the suite that was named lacks something; 1 if all are there but
+    images are not exact."""
+    bad = {check.group for check in found.checks if check.state == "wrong"}
+    if found.asked and any(one.lacks for one in found.suites):
+        return 3
     return 0 if not bad else 1 if bad == {"determinism"} else 3
 
 
-def as_json(checks: Sequence[Check]) -> dict[str, Any]:
+def as_json(found: Report) -> dict[str, Any]:
     """The report for programs."""
-    return {"schema": 1, "ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
+    return {
+        "schema": 1,
+        "ok": exit_code(found) == 0,
+        "checks": [asdict(check) for check in found.checks],
+        "suites": [{**asdict(one), "lacks": list(one.lacks), "ready": not one.lacks} for one in found.suites],
+        "needs": [asdict(need) for need in found.needs],
+    }
+
+
+# --- suites on models -------------------------------------------------------------------------------------------
+def readiness() -> tuple[tuple[Readiness, ...], tuple[Need, ...]]:
+    """Every suite on every model with weights of its own, and all that they need, each once."""
+    names = [name for name in models.names() if not models.describe(name).built_in]
+    weighed = {name: needs.of_model(name) for name in names}
+    rows: list[Readiness] = []
+    known: dict[tuple[str, str, str], Need] = {(n.kind, n.name, n.used_by): n for n in weighed.values()}
+    for declared in map(suite.load, suite.names()):
+        forms = {form: _beside_the_model(declared.form(form), names[0]) for form in FORMS}
+        for name in names:
+            form = models.describe(name).form
+            rows.append(Readiness(declared.name, name, form, _names((weighed[name], *forms[form]))))
+        known |= {(n.kind, n.name, n.used_by): n for found in forms.values() for n in found}
+    return tuple(rows), tuple(known.values())
+
+
+def _beside_the_model(form: suite.Form, model: str) -> tuple[Need, ...]:
+    return tuple(n for n in needs.of(form, model) if n.kind != "model")
+
+
+def _names(found: Iterable[Need]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n.name for n in needs.lacking(found)))
 
 
 # --- packages -------------------------------------------------------------------------------------------------
@@ -140,6 +217,24 @@ def _accelerator(torch: Any) -> str:
     return f"{torch.cuda.device_count()} × {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
+def disk(wanted: int = 0) -> Check:
+    """Free bytes where runs and downloads go; wrong if `wanted` is more."""
+    runs, cache = Path("runs"), paths.hub_cache()
+    free = needs.free_bytes(runs)
+    detail = f"{_size(free)} free for runs, {_size(needs.free_bytes(cache))} for downloads in {cache}"
+    if not wanted:
+        return Check("device", "disk", "ok", detail)
+    return Check("device", "disk", "ok" if wanted <= free else "wrong", f"{detail}; about {_size(wanted)} needed")
+
+
+def _gpu(form: suite.Form, images: int) -> Check | None:
+    """A word of warning where a full-size model meets a machine without an accelerator."""
+    if form.sampler.size < 256 or device_kind() != "cpu":
+        return None
+    work = f"{images:,} images a method, of {form.sampler.size} pixels in {form.sampler.steps} steps"
+    return Check("device", "GPU", "absent", f"none: {work} are work for one; on a CPU take a small --scale")
+
+
 # --- weights --------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +256,46 @@ def _size(size: int | None) -> str:
     if size is None:
         return "size not recorded"
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+# --- judges -----------------------------------------------------------------------------------------------------
+
+
+def judges(found: Iterable[Need]) -> list[Check]:
+    """Every evaluator that a suite asks for or that has a name: what it lacks, or where it is."""
+    users = _judged_by()
+    by: dict[str, list[Need]] = {name: [] for name in [*users, *evaluators.EVALUATORS]}
+    for need in found:
+        if need.used_by:
+            by[need.used_by].append(need)
+    return [_judge(name, of or list(needs.of_judge(name)), users.get(name, [])) for name, of in by.items()]
+
+
+def _judged_by() -> dict[str, list[str]]:
+    """Judge to the suites that ask for it."""
+    users: dict[str, list[str]] = {}
+    for name in suite.names():
+        forms = [suite.load(name).form(form) for form in FORMS]
+        for judge in dict.fromkeys(protocol(p).evaluator for form in forms for p in form.protocols):
+            users.setdefault(judge, []).append(name)
+    return users
+
+
+def _judge(name: str, found: Sequence[Need], suites: Sequence[str]) -> Check:
+    use = f"for {', '.join(suites)}" if suites else "no suite asks for it, `rescore` may"
+    gone = needs.lacking(found)
+    if not gone:
+        places = "; ".join(dict.fromkeys(f"{n.name}: {n.where}" for n in found if n.kind != "package"))
+        return Check("judges", name, "ok", f"{use}; {places}")
+    damaged = any(n.state == "damaged" for n in gone)
+    return Check("judges", name, "wrong" if damaged else "absent", f"{use}; " + "; ".join(map(_lacking, gone)))
+
+
+def _lacking(need: Need) -> str:
+    if need.state == "damaged":
+        return need.where
+    about = [_size(need.size), f"licence {need.licence}", f"checked by {need.checksum}"] if need.licence else []
+    return f"{', '.join([need.name, *about])}; looked in {need.where}; to get it: {need.get}"
 
 
 # --- data files -----------------------------------------------------------------------------------------------
@@ -261,18 +396,63 @@ def _difference(a: Any, b: Any) -> tuple[int, float]:
 _SIGNS: dict[State, str] = {"ok": "ok    ", "absent": "absent", "wrong": "WRONG "}
 
 
-def show(checks: Sequence[Check], say: Callable[[str], object] = print) -> None:
-    """One line per check, by group."""
+def show(found: Report, say: Callable[[str], object] = print) -> None:
+    """One line per check, by group; then what the suite that was named needs, or which suites can run where."""
+    _show_checks(found.checks, say)
+    for line in _needs_table(found) if found.asked else _suites_table(found.suites):
+        say(line)
+    say(_verdict(found))
+
+
+def _suites_table(rows: Sequence[Readiness]) -> list[str]:
+    """Suites down, models across: `ready`, or how many things are lacking."""
+    if not rows:
+        return []
+    names = list(dict.fromkeys(one.model for one in rows))
+    width = max(len(one.suite) for one in rows)
+    lines = ["suites on models: ready, or how many things are missing (doctor --suite S --model M lists them)"]
+    lines.append(f"  {'':<{width}}  " + "  ".join(names))
+    for name in dict.fromkeys(one.suite for one in rows):
+        cells = {one.model: str(len(one.lacks)) if one.lacks else "ready" for one in rows if one.suite == name}
+        lines.append(f"  {name:<{width}}  " + "  ".join(f"{cells[m]:<{len(m)}}" for m in names).rstrip())
+    return lines
+
+
+_STATES = {"here": "ok     ", "missing": "missing", "damaged": "DAMAGED"}
+
+
+def _needs_table(found: Report) -> list[str]:
+    """What a suite needs on a model: state, kind, name, size, licence, checksum; where it is, or how to get it."""
+    (one,) = found.suites
+    here = sum(need.here for need in found.needs)
+    lines = [f"{one.suite} on {one.model}, {one.form} form: {here} of {len(found.needs)} things are here"]
+    for need in found.needs:
+        use = f" (for {need.used_by})" if need.used_by not in ("", need.name) else ""
+        about = [] if need.kind in ("package", "real images") else [_size(need.size), str(need.licence), need.checksum]
+        lines.append(f"  {_STATES[need.state]}  {need.kind:<11}  {', '.join([need.name + use, *about])}")
+        lines.append(f"           {'' if need.here else 'looked in: '}{need.where}")
+        if not need.here and need.get:
+            lines.append(f"           to get it: {need.get}")
+    return lines
+
+
+def _show_checks(checks: Sequence[Check], say: Callable[[str], object]) -> None:
     width = max(len(check.name) for check in checks)
     for group in dict.fromkeys(check.group for check in checks):
         say(group)
         for check in checks:
             if check.group == group:
                 say(f"  {_SIGNS[check.state]}  {check.name:<{width}}  {check.detail}")
-    say(_verdict(exit_code(checks)))
 
 
-def _verdict(code: int) -> str:
+def _verdict(found: Report) -> str:
+    code, gone = exit_code(found), needs.lacking(found.needs)
+    if found.asked and code and gone:
+        fetched = sum(need.fetchable for need in gone)
+        (name, model), how = found.asked, "pip or by hand"
+        if fetched:
+            how = f"`erasure-bench fetch {name} --model {model}` gets {fetched} of them, the others come by {how}"
+        return f"{len(gone)} things are missing: {how}."
     return {
         0: "Everything that is needed is here.",
         1: "Images are not exact on this machine: see the lines marked WRONG under determinism.",

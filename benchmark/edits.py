@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -134,37 +134,78 @@ def apply(backbone: Backbone, edit: Edit) -> Iterator[Backbone]:
     Prompt rules and outputs are the sampler's matter. BenchError for an edit that `check` refuses, and if a tensor
     could not be restored.
     """
-    check(backbone, edit)
-    live = backbone.tensors()
-    saved = {name: live[name].detach().clone() for name in _touched(edit)}
+    mount = Mount(backbone)
     try:
-        with torch.no_grad():
-            for name in saved:
-                live[name].copy_(edited(live[name], name, edit))
+        mount.put(mount.ready(edit))
         with nullcontext() if edit.gates is None else gates.attached(backbone, edit.gates):
             yield backbone
     finally:
-        with torch.no_grad():
-            for name, old in saved.items():
-                live[name].copy_(old)
-    wrong = [name for name, old in saved.items() if not _same_bits(backbone.tensors()[name], old)]
-    if wrong:
+        mount.put({})
+    if wrong := mount.strange():
         raise BenchError(f"{wrong[0]} did not come back as it was; the model may have been reloaded or cast in between")
+
+
+@final
+class Mount:
+    """A model whose weights change from one edit to the next in place, its tensors looked up once.
+
+    Values are copied into the memory that the model has: what was captured or compiled with it stays right.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._live = backbone.tensors()
+        self._own: dict[str, Tensor] = {}  # the model's own values of all that was ever changed
+        self._on: Collection[str] = ()
+
+    def ready(self, edit: Edit) -> dict[str, Tensor]:
+        """The values that the edit gives to the tensors it changes, checked: see `check`. Gates are no part of it."""
+        base = {**self._live, **self._own}
+        _check(self._backbone, base, edit)
+        return {name: edited(base[name], name, edit) for name in _touched(edit)}
+
+    @torch.no_grad()
+    def put(self, ready: Mapping[str, Tensor]) -> None:
+        """Take off what is on, and put these values on: {} is the unedited model."""
+        self._own |= {name: self._live[name].detach().clone() for name in ready if name not in self._own}
+        before, self._on = self._on, {*self._on, *ready}
+        for name in before:
+            if name not in ready:
+                self._live[name].copy_(self._own[name])
+        for name, value in ready.items():
+            self._live[name].copy_(value)
+        self._on = ready.keys()
+
+    def strange(self) -> list[str]:
+        """Names of tensors that should hold the model's own values by now, and do not, to the bit."""
+        now = self._backbone.tensors()
+        return [name for name, own in self._own.items() if name not in self._on and not _same_bits(now[name], own)]
+
+
+def in_dtype(edit: Edit, backbone: Backbone) -> Edit:
+    """The edit for a model in another number format than the one it was made on: new values are rounded to that of the
+    tensors that they replace. Deltas and gates are summed in float32 as ever. The same edit where nothing differs."""
+    live = backbone.tensors()
+    weights = {n: v.to(live[n].dtype) if n in live and v.is_floating_point() else v for n, v in edit.weights.items()}
+    return edit if all(weights[n] is v for n, v in edit.weights.items()) else replace(edit, weights=weights)
 
 
 def check(backbone: Backbone, edit: Edit) -> None:
     """BenchError unless every tensor of the edit exists, fits, is finite, and the whole changes something."""
-    live = backbone.tensors()
+    _check(backbone, backbone.tensors(), edit)
+
+
+def _check(backbone: Backbone, base: Mapping[str, Tensor], edit: Edit) -> None:
     for name in _touched(edit):
-        if name not in live:
-            raise BenchError(f"the edit does not fit {backbone.name}: {did_you_mean(name, live, what='tensor')}")
-        _check_tensor(live[name], name, edit)
+        if name not in base:
+            raise BenchError(f"the edit does not fit {backbone.name}: {did_you_mean(name, base, what='tensor')}")
+        _check_tensor(base[name], name, edit)
     if edit.gates is not None:
         gates.check(backbone, edit.gates)
         if gates.acts(edit.gates):
             return
     names = _touched(edit)
-    if names and all(torch.equal(edited(live[n], n, edit), live[n]) for n in names):
+    if names and all(torch.equal(edited(base[n], n, edit), base[n]) for n in names):
         raise BenchError(
             f"the edit names {len(names)} tensors, but all equal {backbone.name}'s own: nothing is erased; "
             "was this model edited before?"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import data, device, models, registry
+from benchmark import atomic, data, device, models, registry
 from benchmark.errors import BadInput
+from benchmark.inert import md, md_code
 from benchmark.interface import Edit, Request, Target
 from benchmark.models import ModelSpec
 from benchmark.registry import MethodSpec
@@ -96,17 +94,12 @@ def write(erased: Erased, model: str, out: Path) -> None:
     from benchmark.edits import serialise
 
     check_new(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    half_made = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
-    try:
+    with atomic.folder(out) as half_made:
         wide = merged.write(erased.edit, model, half_made)
         (half_made / EDIT).mkdir()
         for name, content in serialise(erased.edit).items():
             (half_made / EDIT / name).write_bytes(content)
         (half_made / "README.md").write_text(card(erased, wide=wide), encoding="utf-8")
-        os.replace(half_made, out)  # an empty folder in its place is replaced
-    finally:
-        shutil.rmtree(half_made, ignore_errors=True)
 
 
 def check_new(out: Path) -> None:
@@ -122,7 +115,8 @@ def card(erased: Erased, *, wide: bool = False) -> str:
     names = [t.name for t in erased.request.erase]
     base = model.hub or model.name
     head = {"library_name": "diffusers", "base_model": model.hub, "tags": ["concept-erasure", method.name]}
-    fields = [f"| `{name}` | `{json.dumps(value, ensure_ascii=False)}` |" for name, value in method.fields.items()]
+    said = {name: json.dumps(value, ensure_ascii=False) for name, value in method.fields.items()}
+    fields = [f"| {md_code(name)} | {md_code(value)} |" for name, value in said.items()]
     cls = type(method.instance)
     paper = f" ({cls.paper})" if cls.paper else ""
     return "\n".join(
@@ -130,11 +124,12 @@ def card(erased: Erased, *, wide: bool = False) -> str:
             "---",
             *(f"{key}: {json.dumps(value)}" for key, value in head.items() if value),
             "---",
-            f"# {base}, {', '.join(names)} erased by {method.label}",
+            f"# {md(base)}, {md(', '.join(names))} erased by {md(method.label)}",
             "",
             *(_embedded() if model.form == "embedded" else []),
-            f"- **Concepts erased**: {', '.join(f'{t.name} ({t.kind})' for t in erased.request.erase)}",
-            f"- **Base model**: {base}. Its licence ({model.licence}) and its terms of use hold for this model too.",
+            f"- **Concepts erased**: {md(', '.join(f'{t.name} ({t.kind})' for t in erased.request.erase))}",
+            f"- **Base model**: {md(base)}. Its licence ({md(model.licence)}) and its terms of use hold for this "
+            "model too.",
             f"- **Method**: `{method.label}`, version {cls.version}{paper}; training seed {erased.request.seed}"
             + (f"; preset `{method.preset}`" if method.preset else ""),
             f"- **Changed**: {_changed(edit)}",
@@ -167,9 +162,10 @@ def _changed(edit: Edit) -> str:
         )
     if edit.prompts is not None:
         found.append(
-            f"prompts that name {', '.join(edit.prompts.words)} become {edit.prompts.replacement!r}; in `edit/`"
+            f"prompts that name {md(', '.join(edit.prompts.words))} become {md(repr(edit.prompts.replacement))}; "
+            "in `edit/`"
         )
-    return "; ".join([*found, *([f"every image is {edit.output}; in `edit/`"] if edit.output else [])]) or "nothing"
+    return "; ".join([*found, *([f"every image is {md(edit.output)}; in `edit/`"] if edit.output else [])]) or "nothing"
 
 
 def _usage(edit: Edit, model: ModelSpec) -> list[str]:
@@ -198,7 +194,7 @@ def _usage(edit: Edit, model: ModelSpec) -> list[str]:
         "from benchmark import edits",
         "from benchmark.backbones.load import load",
         "",
-        f'backbone = load("{model.name if model.folder is None else "the/base/model"}")',
+        f"backbone = load({json.dumps(model.name if model.folder is None else 'the/base/model')})",
         'edit = edits.deserialise({p.name: p.read_bytes() for p in Path("this/folder/edit").iterdir()})',
         "with edits.apply(backbone, edit):",
         "    ...  # benchmark.sample.sample(backbone, …, prompts=edit.prompts)",

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+_LONGEST = 100  # characters of a name in a message
 _LISTED = 12  # more known names than this make the line unreadable; `erasure-bench list` shows them all
 
 
@@ -36,8 +37,9 @@ class Damaged(BenchError):
 def did_you_mean(name: str, known: Iterable[str], what: str = "name") -> str:
     """`unknown suite 'objets'; did you mean 'objects'? (known: celebrity, objects, smoke)`; `what` is "suite"."""
     names = sorted(set(known))
-    near = nearest(name, names)
+    near = nearest(name[:_LONGEST], names)
     hint = f"; did you mean {near!r}?" if near else ""
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
     listed = ", ".join(names[:_LISTED]) + (f", … {len(names)} in all" if len(names) > _LISTED else "")
     return f"unknown {what} {name!r}{hint} (known: {listed or 'none'})"
 

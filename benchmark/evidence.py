@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import baseline, paths, record
-from benchmark.errors import BadInput
-from benchmark.tables import board
+from benchmark.consistency import faults
+from benchmark.errors import BadInput, Damaged
+from benchmark.tables import board, written
+from benchmark.untrusted import parse_json, read_bytes
 
 Record = dict[str, Any]
 
@@ -42,7 +43,7 @@ def load(text: str, *, like: Evidence | None = None) -> Evidence:
     """
     path = Path(text)
     if path.exists():
-        return _folder(path) if path.is_dir() else _file(path.name, path.read_bytes(), text)
+        return _folder(path) if path.is_dir() else _file(path.name, read_bytes(path), text)
     return _commit(text, like)
 
 
@@ -50,25 +51,27 @@ def _folder(path: Path) -> Evidence:
     if (path / "records").is_dir() or list(path.glob("*.seed*.json")):
         return Evidence(label=str(path), records=tuple(dict(r) for r in board.read_records(path)))
     if (path / "board.json").is_file():
-        return _file("board.json", (path / "board.json").read_bytes(), str(path))
+        return _file("board.json", read_bytes(path / "board.json"), str(path))
     raise BadInput(f"{path} holds neither records/ nor board.json; give the --out of a run, or a folder of results/")
 
 
 def _file(name: str, content: bytes, label: str) -> Evidence:
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError as error:
         raise BadInput(f"{label} is not JSON ({error}); give a record, a baseline, a board.json or a run") from None
-    if baseline.is_one(values):
-        found = baseline.parse(values)
-        return Evidence(label=label, records=found.records, reason=found.reasons[-1].reason)
-    if isinstance(values, dict) and isinstance(values.get("rows"), list):
-        return Evidence(label=label, board=values)
     try:
-        made = record.parse(record.upgraded(values))
+        if baseline.is_one(values):
+            found = baseline.parse(values)
+            return Evidence(label=label, records=found.records, reason=found.reasons[-1].reason)
+        if isinstance(values, dict) and isinstance(values.get("rows"), list):
+            return Evidence(label=label, board=written.parse(values))
+        made = record.parse(record.upgraded(values)).model_dump(mode="json", by_alias=True)
     except BadInput as error:
         raise BadInput(f"{label}: {error}") from None
-    return Evidence(label=label, records=(made.model_dump(mode="json", by_alias=True),))
+    for _, fault in faults({name: made}):
+        raise Damaged(f"{label}: {fault}; get the record again, or run again")
+    return Evidence(label=label, records=(made,))
 
 
 # --- commits ----------------------------------------------------------------------------------------------------------

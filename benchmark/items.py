@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from benchmark import data, prompt_files
 from benchmark.data import Concept
@@ -12,6 +14,9 @@ from benchmark.errors import BadInput, Missing
 from benchmark.keys import image_seed
 from benchmark.prompt_files import PromptRow
 from benchmark.suite import Prompts, RequestSpec, Role
+
+MOST = 1_000_000
+"""Images of one request and method: thirty times COCO-30k. A few numbers in a suite could ask for more than memory."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,14 @@ def placeholders(dataset: str, file: str) -> Sequence[PromptRow]:
     return [PromptRow(prompt=f"<{dataset}/{file} {case}>", seed=case, case=case) for case in range(count)]
 
 
+def stands_in(item: Item) -> bool:
+    """Whether it is a placeholder's, whose prompt and seed nobody knows here."""
+    return _STAND_IN.fullmatch(item.prompt) is not None
+
+
+_STAND_IN = re.compile(r"<[a-z0-9_-]+/[a-z0-9_-]+ \d+>")
+
+
 def request_items(
     suite: str, version: int, request: RequestSpec, scale: float = 1.0, rows: Rows = rows_of
 ) -> tuple[Item, ...]:
@@ -61,7 +74,7 @@ def request_items(
     """
     if not (math.isfinite(scale) and scale > 0):
         raise BadInput(f"scale must be a number above 0, such as 0.1, got {scale}")
-    return tuple(
+    every = (
         item
         for role, prompts in request.prompts.items()
         for item in (
@@ -70,6 +83,10 @@ def request_items(
             else _from_texts(suite, version, role, prompts, request, scale)
         )
     )
+    found = tuple(islice(every, MOST + 1))
+    if len(found) > MOST:
+        raise BadInput(f"{request.name}: more than {MOST:,} images; make it several suites, or --scale smaller")
+    return found
 
 
 # --- templates and fixed prompts --------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmark.errors import Damaged
+from benchmark.untrusted import parse_json
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -106,5 +109,15 @@ def items_json(entries: Sequence[tuple[str, int, str]]) -> bytes:
 
 
 def parse_items(content: bytes) -> list[dict[str, Any]]:
-    """The entries of `items.json`: `prompt`, `seed`, `sha256`."""
-    return list(json.loads(content))
+    """The entries of `items.json`: `prompt`, `seed`, `sha256`. Damaged if it holds anything else."""
+    try:
+        found = parse_json(content)
+        if all(isinstance(e, dict) and {k: type(v) for k, v in e.items()} == _ENTRY for e in found):
+            return list(found)
+        problem = "expected entries of prompt, seed and sha256"
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    raise Damaged(f"items.json of some images cannot be read: {problem}; delete their folder and run again")
+
+
+_ENTRY = {"prompt": str, "seed": int, "sha256": str}

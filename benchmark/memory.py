@@ -38,6 +38,22 @@ def overall() -> int:
     return _highest
 
 
+def used() -> int:
+    """Bytes in use now: of the accelerator where one is used, else resident. Nothing is waited for or reset."""
+    if _cuda():
+        import torch
+
+        return torch.cuda.memory_allocated()
+    return _status("VmRSS:") or _read()
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether the error is want of memory, of the machine or of an accelerator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _cuda() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
@@ -51,11 +67,18 @@ def _resident() -> int:
 
 
 def _read() -> int:
+    if found := _status("VmHWM:"):
+        return found
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts kibibytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(name: str) -> int | None:
+    """Bytes that Linux tells of this process; None elsewhere."""
     try:
         lines = _STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
     except (OSError, StopIteration, ValueError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts kibibytes on Linux, bytes on macOS
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return None

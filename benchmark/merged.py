@@ -37,11 +37,11 @@ def write(edit: Edit, model: str, out: Path) -> bool:
     Gates, prompt rules and outputs are no weights and stay outside. BenchError for weights that found no place.
     """
     with _folder(model) as source:
-        index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        index = models.index(source)
         parts = [name for name, value in index.items() if isinstance(value, list) and _loads(source / name)]
         touched = {*edit.weights, *edit.deltas}
         wide = any(_half(source / part) for part in parts if any(n.startswith(f"{part}.") for n in touched))
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         left = set(touched)
         for part in parts:
             left -= _part(source / part, out / part, edit, wide=wide)

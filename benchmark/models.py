@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import keys, paths
+from benchmark import atomic, keys, paths
 from benchmark.errors import BadInput, Missing, did_you_mean
 from benchmark.interface import Family
 from benchmark.suite import FormName
+from benchmark.untrusted import TEXT, parse_json, plain_name, read_bytes
 
 ENVIRONMENT = "ERASURE_BENCH_MODELS"
 """Names a folder with one folder per model."""
@@ -46,6 +45,8 @@ class ModelSpec:
     licence: str
     hub: str = ""
     """Hub id, for models that have one."""
+    revision: str = ""
+    """Commit of that repository: what `fetch` gets, and what is taken first where the cache holds several."""
     folder: Path | None = None
     """Given folder, for models that are one."""
 
@@ -69,6 +70,7 @@ MODELS: dict[str, ModelSpec] = {
             size=int(4.3 * _GB),
             licence=_OPENRAIL,
             hub="CompVis/stable-diffusion-v1-4",
+            revision="133a221b8aa7292a167afc5127cb63fb5005638b",
         ),
         ModelSpec(
             name="sd15",
@@ -77,6 +79,7 @@ MODELS: dict[str, ModelSpec] = {
             size=int(4.3 * _GB),
             licence=_OPENRAIL,
             hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         ),
         ModelSpec(
             name="sd21",
@@ -85,6 +88,7 @@ MODELS: dict[str, ModelSpec] = {
             size=int(5.2 * _GB),
             licence="CreativeML Open RAIL++-M",
             hub="stabilityai/stable-diffusion-2-1",
+            revision="5cae40e6a2745ae2b01ad92ae5043f95f23644d6",
         ),
         ModelSpec(
             name="flux-dev",
@@ -93,6 +97,7 @@ MODELS: dict[str, ModelSpec] = {
             size=34 * _GB,
             licence="FLUX.1 [dev] Non-Commercial License",
             hub="black-forest-labs/FLUX.1-dev",
+            revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
         ),
         ModelSpec(
             name="flux-schnell",
@@ -101,6 +106,7 @@ MODELS: dict[str, ModelSpec] = {
             size=34 * _GB,
             licence="Apache-2.0",
             hub="black-forest-labs/FLUX.1-schnell",
+            revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
         ),
     )
 }
@@ -125,7 +131,11 @@ def describe(name: str) -> ModelSpec:
 
 
 def _describe_folder(folder: Path) -> ModelSpec:
-    pipeline = _index(folder).get("_class_name")
+    pipeline = str(index(folder).get("_class_name"))
+    try:
+        plain_name(folder.name)
+    except ValueError as error:
+        raise BadInput(f"{folder}: {error}; rename the folder, for records name it") from None
     if pipeline not in _PIPELINES:
         raise BadInput(f"{folder} holds a {pipeline}; expected one of {', '.join(sorted(_PIPELINES))}")
     size = sum(p.stat().st_size for p in _files(folder))
@@ -140,15 +150,32 @@ def _describe_folder(folder: Path) -> ModelSpec:
     )
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`: its keys are the folder's parts, which are names and never paths."""
     path = folder / "model_index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = parse_json(read_bytes(path, TEXT))
+    except (BadInput, ValueError) as error:
         raise BadInput(f"{folder} is not a diffusers folder: {path.name}: {error}") from None
-    if not isinstance(index, dict):
-        raise BadInput(f"{path}: expected the parts of a pipeline, found {type(index).__name__}")
-    return index
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: expected the parts of a pipeline, found {type(found).__name__}")
+    for part in found:
+        try:
+            plain_name(part)
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}") from None
+    return found
+
+
+def check_shards(part: Path) -> None:
+    """BadInput if a list of shards of this part names a file outside of it: the libraries would follow."""
+    for path in sorted(part.glob("*.safetensors.index.json")) if part.is_dir() else ():
+        try:
+            named = set(parse_json(read_bytes(path))["weight_map"].values())
+            for name in named:
+                plain_name(name)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{path}: expected a weight_map of files beside it: {error}") from None
 
 
 # --- where weights are ----------------------------------------------------------------------------------------------
@@ -173,13 +200,17 @@ def candidates(spec: ModelSpec) -> list[Path]:
         return []
     base = os.environ.get(ENVIRONMENT)
     own = [Path(base) / spec.name, Path(base) / spec.hub.split("/")[-1]] if base else []
-    return own + _snapshots(paths.hub_cache() / f"models--{spec.hub.replace('/', '--')}")
+    return own + _snapshots(paths.hub_cache() / f"models--{spec.hub.replace('/', '--')}", spec.revision)
 
 
-def _snapshots(repository: Path) -> list[Path]:
-    """The revision that `main` points to first, then the others in order of name."""
+def _snapshots(repository: Path, revision: str = "") -> list[Path]:
+    """The pinned revision first, then the one that `main` points to, then the others in order of name.
+
+    Any will do: a record holds the hash of the files that were loaded.
+    """
     main = repository / "refs" / "main"
-    first = [repository / "snapshots" / main.read_text().strip()] if main.is_file() else []
+    named = [revision, main.read_text().strip() if main.is_file() else ""]
+    first = [repository / "snapshots" / name for name in dict.fromkeys(named) if name]
     others = sorted(p for p in (repository / "snapshots").glob("*") if p not in first)
     return first + others
 
@@ -241,14 +272,15 @@ def model_hash(name: str) -> str:
 
 
 def _parts(folder: Path) -> list[str]:
-    index = _index(folder)
-    named = (k for k, v in index.items() if isinstance(v, list) and v and v[0] is not None)
+    named = (k for k, v in index(folder).items() if isinstance(v, list) and v and v[0] is not None)
     return sorted(k for k in named if k not in _UNUSED)
 
 
 def _files(folder: Path) -> Iterator[Path]:
     yield folder / "model_index.json"
     for part in _parts(folder):
+        if not (folder / part).is_dir():  # `resolve` tells what is absent
+            continue
         texts = (p for p in (folder / part).iterdir() if p.suffix in (".json", ".txt", ".model"))
         yield from sorted([*texts, *_weights(folder / part)])
 
@@ -282,11 +314,5 @@ def _memory_folder() -> Path:
 
 
 def _remember(memory: Path, found: str) -> None:
-    temporary = memory.with_suffix(f".{uuid.uuid4().hex}")
-    with suppress(OSError):  # a home that cannot be written costs time, nothing else
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(found)
-            os.replace(temporary, memory)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with suppress(BadInput):  # a home that cannot be written costs time, nothing else
+        atomic.write(memory, found)

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark import data, device, keys, models, neighbours, paths
+from benchmark import atomic, data, device, keys, models, neighbours, paths
 from benchmark.data import Concept, Dataset, Near, Neighbourhood, Selector
 from benchmark.errors import BadInput, Missing, did_you_mean
 from benchmark.metrics import evaluators
@@ -294,6 +294,4 @@ def check_new(out: Path) -> None:
 def write(found: Neighbourhood, out: Path) -> None:
     """Write the file, whole or not at all."""
     check_new(out)
-    temporary = out.with_suffix(".part")
-    temporary.write_text(found.model_dump_json(by_alias=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(out)
+    atomic.write(out, found.model_dump_json(by_alias=True, indent=1, ensure_ascii=False) + "\n")

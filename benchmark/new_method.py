@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 from pathlib import Path
 
-from benchmark import registry
+from benchmark import atomic, registry
 from benchmark.errors import BadInput
 
 
@@ -19,9 +19,8 @@ def write(name: str, folder: Path) -> tuple[Path, Path]:
     for path in files:
         if path.exists():
             raise BadInput(f"--dir: {path} is there already, and nothing is overwritten; name another method or folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        path.write_text(text.replace("NAME", name).replace("Class_", class_name(name)), encoding="utf-8")
+        atomic.write(path, text.replace("NAME", name).replace("Class_", class_name(name)))
     method, test = files
     return method, test
 

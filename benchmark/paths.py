@@ -52,6 +52,11 @@ def testbed_weights() -> Path:
     return _PACKAGE / "testbed" / "weights"
 
 
+def default_out(suite: str, model: str) -> Path:
+    """Where a run goes by itself: `runs/<suite>-<model>`, with the last part of a path for either."""
+    return Path("runs") / f"{Path(suite).stem}-{Path(model).name}"
+
+
 def hub_cache() -> Path:
     """The hub client's cache, by the same variables that it reads."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from benchmark import data_files, device, keys, models, registry
+from benchmark import data_files, device, keys, models, registry, speed
 from benchmark.errors import BadInput, Damaged
 from benchmark.interface import Request
-from benchmark.items import Item, Rows, request_items, rows_of
+from benchmark.items import Item, Rows, request_items, rows_of, stands_in
 from benchmark.metrics import evaluators
 from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol
 from benchmark.models import ModelSpec
 from benchmark.prompt_files import PromptRow
 from benchmark.registry import MethodSpec, Values
+from benchmark.speed import Speed
 from benchmark.store import Store
 from benchmark.suite import Form, FormName, RequestSpec, Strategy, Suite, load, requests
 
-DTYPE = "float32"
+DTYPE = speed.EXACT
 Pair = tuple[str, int]
 """Prompt and seed: what identifies an image among those of one edit and sampler."""
 
@@ -67,6 +69,8 @@ class Cell:
     images_key: str | None
     reason: str | None = None
     """Why it is not applicable."""
+    own: str | None = None
+    """Digest of what prompts' files say of guidance and size, where that counts: part of `images_key`."""
 
     @property
     def status(self) -> Literal["ok", "not applicable"]:
@@ -92,8 +96,16 @@ class Plan:
     seed: int
     batch: int
     dtype: str
+    """Of the model that makes images."""
+    speed: Speed
     cells: tuple[Cell, ...]
     """The unedited model first, then by method, each after those whose edits it needs."""
+
+    def images_key(self, cell: Cell, batch: int) -> str:
+        """Key of an applicable cell's images at another batch shape than the plan's."""
+        if cell.edit is None:
+            raise ValueError(f"cell {cell.slug} is not applicable")
+        return _images_key(cell.edit, self.form, batch, self.speed, cell.own)
 
     @property
     def edits(self) -> list[EditSpec]:
@@ -111,11 +123,12 @@ def make_plan(
     seed: int = 0,
     batch: int | None = None,
     form: FormName | None = None,
-    dtype: str = DTYPE,
+    dtype: str | None = None,
     passed: Mapping[str, Values] | None = None,
 ) -> Plan:
     """Settle a run: `passed` gives fields by method label, `batch` and `form` replace the suite's and the model's.
 
+    `dtype` replaces the one that `speed.choose` takes for this device, for edits and images alike.
     `BadInput` with the nearest name for anything unknown. Missing weights are no error here: see `missing`.
     """
     suite = load(suite) if isinstance(suite, str) else suite
@@ -132,9 +145,9 @@ def make_plan(
         scale=scale,
         seed=seed,
         batch=_batch(chosen.batch if batch is None else batch),
-        dtype=dtype,
+        speed=Speed(kind=device.kind()),
         passed=passed or {},
-    )
+    ).chosen(methods or suite.methods, dtype)
     cells = builder.cells(methods or suite.methods)
     return Plan(
         suite=suite,
@@ -145,7 +158,8 @@ def make_plan(
         scale=scale,
         seed=seed,
         batch=builder.batch,
-        dtype=dtype,
+        dtype=builder.speed.dtype,
+        speed=builder.speed,
         cells=cells,
     )
 
@@ -167,8 +181,28 @@ class _Builder:
     scale: float
     seed: int
     batch: int
-    dtype: str
+    speed: Speed
     passed: Mapping[str, Values]
+
+    def chosen(self, labels: Sequence[str], dtype: str | None) -> _Builder:
+        """With the speed that a run of all these methods is worth."""
+        images = 0 if self.speed.kind == "cpu" else _most_of_one_shape(self._asked(), labels)
+        steps = self.form.sampler.steps
+        found = speed.choose(
+            kind=self.speed.kind,
+            family=self.model.family,
+            images=images,
+            forwards=-(-images // self.batch) * steps,
+            capability=speed.capability(),
+            compiler=speed.compiler(),
+            dtype=dtype,
+        )
+        return replace(self, speed=found)
+
+    def _asked(self) -> dict[str, tuple[Item, ...]]:
+        rows = _remembered(rows_of)
+        suite = self.suite
+        return {r.name: request_items(suite.name, suite.version, r, self.scale, rows) for r in requests(self.form)}
 
     def cells(self, labels: Sequence[str]) -> tuple[Cell, ...]:
         self._check_scores()
@@ -176,7 +210,7 @@ class _Builder:
             raise BadInput(f"fields are given for {label}, which is not among the methods {', '.join(labels)}")
         asked = requests(self.form)
         rows = _remembered(rows_of)
-        items = {r.name: request_items(self.suite.name, self.suite.version, r, self.scale, rows) for r in asked}
+        items = self._asked()
         own = {r.name: _own_settings(r, rows) for r in asked}
         return tuple(
             self._cell(label, r, items[r.name], own[r.name]) for label in self._ordered(labels, asked) for r in asked
@@ -218,15 +252,10 @@ class _Builder:
             strategy=edit.strategy if edit else request.strategy,
             items=items,
             edit=edit,
-            images_key=self._images_key(edit, own) if edit else None,
+            images_key=_images_key(edit, self.form, self.batch, self.speed, own) if edit else None,
             reason=reason,
+            own=own,
         )
-
-    def _images_key(self, edit: EditSpec, own: str | None) -> str:
-        """`own` is the digest of what prompts' files say of guidance and size, where that counts."""
-        sampler = self.form.sampler.model_dump(mode="json") | ({"own": own} if own else {})
-        made_on = device.setting()
-        return keys.images_key(edit.key, sampler=sampler, batch=self.batch, dtype=self.dtype, made_on=made_on)
 
     def _method(self, label: str, request: RequestSpec, above: tuple[str, ...]) -> MethodSpec:
         method = registry.resolve(label, model=self.model.name, kind=request.kind, passed=self.passed.get(label))
@@ -288,9 +317,31 @@ class _Builder:
             },
             given={name: edit.key for name, edit in given.items()},
             size=self.form.sampler.size,
-            dtype=self.dtype,
+            dtype=self.speed.edits,
             made_on=device.setting(),
         )
+
+
+def _images_key(edit: EditSpec, form: Form, batch: int, chosen: Speed, own: str | None) -> str:
+    """`own` is the digest of what prompts' files say of guidance and size, where that counts."""
+    sampler = form.sampler.model_dump(mode="json") | ({"own": own} if own else {})
+    made_on = device.setting() | chosen.keyed()
+    return keys.images_key(edit.key, sampler=sampler, batch=batch, dtype=chosen.dtype, made_on=made_on)
+
+
+def _most_of_one_shape(asked: Mapping[str, Sequence[Item]], labels: Sequence[str]) -> int:
+    """Images of the most frequent size and guidance: each of the unedited model once, of other methods each request's.
+
+    All methods count, applicable or not: an upper bound is enough to tell long runs from short ones.
+    """
+    counts: Counter[tuple[object, object]] = Counter()
+    every = {(i.prompt, i.seed): i for items in asked.values() for i in items}
+    counts.update((i.guidance, i.size) for i in every.values() if "none" in labels)
+    others = sum(label != "none" for label in labels)
+    for items in asked.values():
+        for i in {(i.prompt, i.seed): i for i in items}.values():
+            counts[i.guidance, i.size] += others
+    return max(counts.values(), default=0)
 
 
 def _remembered(read: Rows) -> Rows:
@@ -342,14 +393,20 @@ def stored(store: Store, images_key: str, damaged: Callable[[Damaged], None] = l
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was measured on this machine."""
+    """What was measured on this machine, in seconds; `benchmark.cost` finds it."""
 
     forward_s: float
-    """Seconds for one sample through the denoiser, in a full batch."""
-    edit_s: float
-    """Seconds for one edit, on average."""
+    """One sample through the denoiser, in a full batch."""
+    image_s: float = 0.0
+    """What an image takes besides, such as the decoder."""
+    score_s: float | None = None
+    """Scoring one image; None if it is not known."""
+    edits_s: Mapping[str, float] = field(default_factory=dict)
+    """One edit, by the method's label; those that are absent are not known."""
+    source: str = ""
+    """Where it is from."""
 
 
 _RAW_BYTES = 2048  # an evaluator's raw outputs for one image: some hundred numbers
@@ -357,8 +414,10 @@ _LISTED_BYTES = 256  # an image's line in items.json and its share of the manife
 _EDIT_SHARE = 0.1  # of the model's weights, a little above the share of cross-attention
 
 
-def plan_json(plan: Plan, store: Store | None = None, calibration: Calibration | None = None) -> dict[str, Any]:
-    """The forecast of a run, as `plan --json` prints it.
+def plan_json(
+    plan: Plan, store: Store | None = None, calibration: Calibration | None = None, *, keep: str = "all"
+) -> dict[str, Any]:
+    """The forecast of a run that keeps these images' pixels, as `plan --json` prints it.
 
     `images` and `requests` count what one method still has to make (the one with the most left), `cached` what the
     store has of it, `by_method` each method's own. `denoiser_forwards`, `edits`, `disk_bytes` and `seconds` are for the
@@ -389,8 +448,10 @@ def plan_json(plan: Plan, store: Store | None = None, calibration: Calibration |
         "by_method": by_method,
         "denoiser_forwards": left.forwards(),
         "edits": len(left.edits()),
-        "disk_bytes": left.disk_bytes(),
+        "disk_bytes": left.disk_bytes(keep),
         "seconds": calibration and left.seconds(calibration),
+        "seconds_from": calibration and calibration.source,
+        "seconds_without": calibration and left.unknown(calibration),
         "missing": missing(plan),
     }
 
@@ -466,12 +527,23 @@ class _Left:
     def edits(self) -> list[EditSpec]:
         return [e for e in self.plan.edits if not (self.store and self.store.has(keys.EDITS, e.key))]
 
-    def disk_bytes(self) -> int:
-        image = 3 * self.plan.form.sampler.size**2 + _RAW_BYTES + _LISTED_BYTES
+    def disk_bytes(self, keep: str) -> int:
+        pixels = 3 * self.plan.form.sampler.size**2 if keep == "all" else 0  # a sample is some twenty images a cell
+        image = pixels + _RAW_BYTES + _LISTED_BYTES
         return sum(self.new) * image + len(self.edits()) * int(self.plan.model.size * _EDIT_SHARE)
 
     def seconds(self, measured: Calibration) -> float:
-        return round(self.forwards() * measured.forward_s + len(self.edits()) * measured.edit_s, 1)
+        """Of all whose time is known: see `unknown`."""
+        images = sum(self.new)
+        edits = sum(measured.edits_s.get(e.method.label, 0.0) for e in self.edits())
+        sampling = self.forwards() * measured.forward_s + images * measured.image_s
+        return round(sampling + images * (measured.score_s or 0.0) + edits, 1)
+
+    def unknown(self, measured: Calibration) -> list[str]:
+        """What is to be done and is not in `seconds`."""
+        labels = dict.fromkeys(e.method.label for e in self.edits() if e.method.label not in measured.edits_s)
+        scores = ["scores"] if measured.score_s is None and sum(self.new) > 0 else []
+        return [f"edits of {label}" for label in labels] + scores
 
 
 def _by_role(cell: Cell, items: Iterable[Item]) -> dict[str, int]:
@@ -482,7 +554,10 @@ def _by_role(cell: Cell, items: Iterable[Item]) -> dict[str, int]:
 
 
 def _distinct(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
-    """By role: how many images, prompts and seeds there are, and the seeds' range, cached or not."""
+    """By role: how many images, prompts and seeds there are, and the seeds' range, cached or not.
+
+    Of a file of prompts that is not here, seeds are None: it has them.
+    """
     by_role: dict[str, list[Item]] = {}
     for item in items:
         by_role.setdefault(item.role, []).append(item)
@@ -491,11 +566,12 @@ def _distinct(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
 
 def _of_role(items: Sequence[Item]) -> dict[str, Any]:
     prompts, seeds = {i.prompt for i in items}, {i.seed for i in items}
+    known = not any(map(stands_in, items))  # the seeds of a file that is not here are in it
     return {
         "images": len(items),
         "prompts": len(prompts),
-        "seeds": len(seeds),
-        "seed_range": [min(seeds), max(seeds)],
+        "seeds": len(seeds) if known else None,
+        "seed_range": [min(seeds), max(seeds)] if known else None,
     }
 
 

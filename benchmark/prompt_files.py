@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from benchmark import data_files
 from benchmark.errors import BadInput
+from benchmark.untrusted import parse_json, read_bytes
 
 FileRole = Literal["erased", "kept"]
 
@@ -107,18 +108,18 @@ def read(path: Path) -> tuple[PromptRow, ...]:
 
 def _rows(path: Path) -> Iterator[PromptRow]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            columns = _columns(path, next(lines, []))
-            for position, fields in enumerate(line for line in lines if line):
-                where = f"{path}, line {lines.line_num}"
-                if len(fields) != len(columns):
-                    raise BadInput(f"{where}: expected {len(columns)} fields, got {len(fields)}")
-                yield _row(where, position, dict(zip(columns, fields, strict=True)))
+        lines = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        columns = _columns(path, next(lines, []))
+        for position, fields in enumerate(line for line in lines if line):
+            where = f"{path}, line {lines.line_num}"
+            if len(fields) != len(columns):
+                raise BadInput(f"{where}: expected {len(columns)} fields, got {len(fields)}")
+            yield _row(where, position, dict(zip(columns, fields, strict=True)))
     except csv.Error as error:
         raise BadInput(f"{path}, line {lines.line_num}: not a CSV: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as UTF-8 text: {error}") from None
 
 
 def _columns(path: Path, names: Sequence[str]) -> list[str]:
@@ -147,6 +148,8 @@ def _row(where: str, position: int, fields: Mapping[str, str]) -> PromptRow:
     seed, case = whole("seed", _MOST_SEED), whole("case", _MOST_SEED)
     width, height = whole("width", 10_000), whole("height", 10_000)
     assert seed is not None  # the header was checked for it
+    if "\0" in fields["prompt"]:
+        raise BadInput(f"{where}: prompt: a null character; get the file again")
     return PromptRow(
         prompt=fields["prompt"],
         seed=seed,
@@ -214,12 +217,12 @@ class Caption:
 def read_captions(path: Path) -> tuple[Caption, ...]:
     """Read COCO's JSON of captions (`captions_val2014.json`), in the file's order; `BadInput` for another form."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_bytes(path))
         files = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         found = tuple(_caption(path, a, files) for a in content["annotations"])
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from None
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
         expected = "images with id and file_name, annotations with id, image_id and caption"
         raise BadInput(f"{path}: expected COCO's {expected}; {type(error).__name__}: {error}") from None
     if len({caption.id for caption in found}) < len(found) or not found:

@@ -12,20 +12,27 @@ import math
 import os
 import platform
 import subprocess
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from benchmark import data_files, paths
+from benchmark import atomic, data_files, paths
 from benchmark.declared import Strict, Tuple, dotted
 from benchmark.errors import BadInput, Damaged
 from benchmark.keys import canonical
 from benchmark.metrics import rules
 from benchmark.metrics.protocols import protocol
 from benchmark.plan import Cell, Plan
+from benchmark.untrusted import parse_json, plain_name, read_bytes
 
 SCHEMA = 2
 
@@ -70,10 +77,14 @@ DETERMINISM = (
 )
 
 
+Name = Annotated[str, AfterValidator(plain_name)]
+"""What stands in names of files and folders: never a path."""
+
+
 class ModelPart(Strict):
     """The model that was edited."""
 
-    name: str
+    name: Name
     hash: str
     family: str
 
@@ -85,18 +96,51 @@ class MethodPart(Strict):
     name: str
     variant: str | None
     version: int
-    role: str
+    role: Literal["baseline", "erasure", "control"]
     paper: str
     fields: dict[str, Any]
     passed: dict[str, Any]
     preset: str | None
 
 
+def _concept(told: dict[str, Any]) -> dict[str, Any]:
+    texts = [name for name in ("name", "kind", "anchor") if not isinstance(told.get(name, ""), str)]
+    lists = [name for name in ("synonyms", "adjacent") if not _texts(told.get(name, []) or [])]
+    if "name" not in told or texts or lists:
+        raise ValueError(f"expected a concept with name, kind, anchor and lists of words, got {sorted(told)}")
+    return told
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+Erased = Annotated[dict[str, Any], AfterValidator(_concept)]
+"""A concept as the method saw it; records of schema 1 tell less."""
+
+
+def _window(ends: tuple[float, ...]) -> tuple[float, ...]:
+    if len(ends) != 2:
+        raise ValueError(f"expected low and high, got {len(ends)} numbers")
+    return ends
+
+
+def _folders(named: dict[str, str] | None) -> dict[str, str] | None:
+    """`images` and `prompts`, each `<dataset>/<file>`."""
+    for name in ("images", "prompts") if named is not None else ():
+        parts = (named or {}).get(name, "").split("/")
+        if len(parts) != 2:
+            raise ValueError(f"expected {name}: <dataset>/<file>")
+        for part in parts:
+            plain_name(part)
+    return named
+
+
 class RequestPart(Strict):
     """What the method was asked."""
 
     name: str
-    erase: Tuple[dict[str, Any]]
+    erase: Tuple[Erased]
     keep: Tuple[str]
     adjacent: Tuple[str] = ()
     general: Tuple[str] = ()
@@ -116,7 +160,7 @@ class ProtocolPart(Strict):
 class EditPart(Strict):
     """The edit that was used; `counts` are its exact costs, the same on every machine."""
 
-    key: str
+    key: Name
     hash: str
     notes: dict[str, Any] = {}
     counts: dict[str, int] = {}
@@ -136,10 +180,19 @@ class Rows(Strict):
     """Whether the image could be scored by the primary protocol."""
     values: dict[str, Tuple[float | None]] = {}
     """Protocol id → value, None where there is none."""
+    errors: dict[str, Tuple[str]] = {}
+    """Protocol id → why its judge could not judge the image, "" where it could; only protocols with such images."""
+
+    @model_serializer(mode="wrap")
+    def _without_errors(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without errors the record is what it always was, byte for byte."""
+        values: dict[str, Any] = plain(self)
+        return values if self.errors else {k: v for k, v in values.items() if k != "errors"}
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
-        columns = {k: v for k, v in self if k != "values"} | {f"values.{k}": v for k, v in self.values.items()}
+        columns = {k: v for k, v in self if k not in ("values", "errors")}
+        columns |= {f"{part}.{k}": v for part in ("values", "errors") for k, v in getattr(self, part).items()}
         lengths = {name: len(column) for name, column in columns.items()}
         wrong = [f"{name} has {n}" for name, n in lengths.items() if n != len(self.role)]
         if wrong:
@@ -179,7 +232,7 @@ class Record(Strict):
     """All of one cell."""
 
     schema_: int = Field(default=SCHEMA, alias="schema")
-    suite: str
+    suite: Name
     suite_version: int
     form: Literal["paper", "embedded"]
     scale: float
@@ -194,11 +247,11 @@ class Record(Strict):
     batch: int
     primary: str
     headline: str | None
-    gate: dict[str, Tuple[float]] = {}
+    gate: dict[str, Annotated[Tuple[float], AfterValidator(_window)]] = {}
     """By role: where the unedited model's accuracy must lie."""
     datasets: Tuple[str] = ()
     """That concepts, prompts and reference images come from; empty in records of schema 1."""
-    reference: dict[str, str] | None = None
+    reference: Annotated[dict[str, str] | None, AfterValidator(_folders)] = None
     """Whose real images the general prompts' are compared with."""
     protocols: dict[str, ProtocolPart]
     rules: dict[str, dict[str, Any]] = {}
@@ -380,29 +433,14 @@ def _absolute(text: str) -> bool:
 
 def write(path: Path, record: Record) -> None:
     """Write a record's file whole or not at all."""
-    replace_file(path, to_bytes(record))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; BadInput if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
+    atomic.write(path, to_bytes(record))
 
 
 def read(path: Path) -> Record:
     """Read a record, of this or an older schema; `Damaged` if it is not JSON, `BadInput` if it is no record."""
+    content = read_bytes(path)
     try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
+        values = parse_json(content)
     except ValueError as error:
         raise Damaged(f"{path} is not JSON ({error}); delete it and run again") from None
     try:

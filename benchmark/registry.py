@@ -58,6 +58,11 @@ def method_names() -> list[str]:
     return sorted({*_files(PACKAGE), *_entry_points()})
 
 
+def plugin(name: str) -> str | None:
+    """Where another package says that this method is (`module:Class`), without loading it; None for one of ours."""
+    return None if name in _files(PACKAGE) or name not in _entry_points() else _entry_points()[name].value
+
+
 @cache
 def method_class(name: str) -> type[Method]:
     """The class of a method; `BadInput` if there is none or more than one of that name, or its file lacks it."""
@@ -119,10 +124,10 @@ def importable() -> Iterator[None]:
 
 
 def _files(package: str) -> list[str]:
-    """Modules of the package that are methods: all but those with a leading underscore."""
+    """Modules of the package that are methods: all but helpers (`_…`) and the tests that `new-method` writes."""
     found = importlib.util.find_spec(package)
     where = list(found.submodule_search_locations or ()) if found else []
-    return [m.name for m in pkgutil.iter_modules(where) if not m.name.startswith("_")]
+    return [m.name for m in pkgutil.iter_modules(where) if not m.name.startswith(("_", "test_"))]
 
 
 @cache
@@ -133,7 +138,7 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 def _loaded(where: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:  # anything may stand in a file that is being written
+    except (Exception, SystemExit) as error:  # anything may stand in a file that is being written
         raise BadInput(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
@@ -199,7 +204,7 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         # As JSON, a list stands for a tuple, and nothing else is converted.
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise BadInput(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
+        raise BadInput(f"{where}: {error.errors()[0]['msg']}, got {value!r:.200}") from None
     except TypeError:
         raise BadInput(f"{where}: expected a JSON value, got {value!r}") from None
 
@@ -233,7 +238,7 @@ def presets(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str,
         return shape.validate_python(data or {}, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise BadInput(f"{path}: {declared.dotted(tuple(first['loc']))}: {first['msg']}") from None
 
 
 def _presets_path() -> Path | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmark.errors import BadInput
+from benchmark import atomic
+from benchmark.inert import md, xml
 from benchmark.inputs import Change
 from benchmark.regress import Finding, Report, among, number, told
 
@@ -52,14 +53,14 @@ def _count(n: int, what: str) -> str:
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 def markdown(report: Report) -> str:
     """A summary for a pull request."""
-    parts = [f"### {'✅' if report.ok else '❌'} {verdict(report)}"]
+    parts = [f"### {'✅' if report.ok else '❌'} {md(verdict(report))}"]
     if report.reason:
-        parts.append(f"Baseline: {report.reason}")
+        parts.append(f"Baseline: {md(report.reason)}")
     changed = [[f"{c.kind} {c.name}".strip(), c.before, c.after, _cells(w, report)] for c, w in report.changes.items()]
     parts += _table("Inputs that differ", ["input", "baseline", "run", "cells"], changed)
     parts += _table("Findings", ["kind", "cell", "what"], [[f.kind, f.where or "all", f.text] for f in report.findings])
     parts += _table("Numbers that moved", ["cell", "number", "baseline", "run", "difference"], list(_numbers(report)))
-    parts += [f"- {note}" for note in report.notes]
+    parts += [f"- {md(note)}" for note in report.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,14 +79,10 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> li
     """A heading and a table; nothing without rows."""
     if not rows:
         return []
-    shown = [list(head), ["---"] * len(head), *rows[:_MOST]]
     more = [f"… and {len(rows) - _MOST} more"] if len(rows) > _MOST else []
-    body = "\n".join("| " + " | ".join(_cell(text) for text in row) + " |" for row in shown)
+    listed = [[md(" ".join(text.split())) for text in row] for row in rows[:_MOST]]
+    body = "\n".join("| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *listed])
     return [f"**{title}**", body, *more]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 # --- JUnit ------------------------------------------------------------------------------------------------------------
@@ -96,14 +93,15 @@ def junit(report: Report) -> bytes:
     by = {name: [f for f in report.findings if (f.where or "inputs") == name] for name in names}
     suite = ElementTree.Element("testsuite", _attributes(report, by))
     for name, findings in by.items():
-        case = ElementTree.SubElement(suite, "testcase", {"classname": f"{report.suite}.{report.model}", "name": name})
+        place = {"classname": xml(f"{report.suite}.{report.model}"), "name": xml(name)}
+        case = ElementTree.SubElement(suite, "testcase", place)
         if findings:
-            about = {"type": findings[0].kind, "message": _clean(findings[0].text)}
+            about = {"type": xml(findings[0].kind), "message": xml(findings[0].text)}
             failure = ElementTree.SubElement(case, "failure", about)
-            failure.text = _clean("\n".join(map(_finding, findings)))
+            failure.text = xml("\n".join(map(_finding, findings)))
         ran = [told(t) for t in report.tests if t.cell == name]
         if ran:
-            ElementTree.SubElement(case, "system-out").text = _clean("\n".join(ran))
+            ElementTree.SubElement(case, "system-out").text = xml("\n".join(ran))
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
@@ -113,13 +111,8 @@ def junit(report: Report) -> bytes:
 
 def _attributes(report: Report, by: Mapping[str, Sequence[Finding]]) -> dict[str, str]:
     failed = sum(bool(findings) for findings in by.values())
-    name = f"regress {report.suite}-{report.model}"
+    name = xml(f"regress {report.suite}-{report.model}")
     return {"name": name, "tests": str(len(by)), "failures": str(failed), "errors": "0", "skipped": "0"}
-
-
-def _clean(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(c for c in text if c in "\t\n" or ord(c) >= 32)
 
 
 # --- JSON, files ------------------------------------------------------------------------------------------------------
@@ -141,8 +134,4 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def write(path: Path, content: bytes) -> None:
     """Write a report's file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
+    atomic.write(path, content)

@@ -7,11 +7,7 @@ or nothing.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark import data_files, image_folders, keys, prompt_files, record, scoring
+from benchmark import atomic, data_files, image_folders, keeping, keys, prompt_files, record, scoring
 from benchmark.errors import BadInput, Damaged, Missing
 from benchmark.metrics import evaluators, protocols, rules, summary
 from benchmark.metrics.balance import headline
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.store import Store
 from benchmark.tables import board
+from benchmark.untrusted import arrays
 from benchmark.verify import seal
 
 Record = dict[str, Any]
@@ -228,15 +225,13 @@ class Stored:
 
     def raw(self, r: Record, judge: Evaluator) -> dict[str, Array]:
         """A judge's raw outputs of a record's images, one row each."""
-        from safetensors.numpy import load
-
         wanted: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for at, digest in enumerate(r["rows"]["image"]):
             key, shard, row = self._place(digest)
             wanted.setdefault((key, shard), []).append((at, row))
         rows: dict[str, Array] = {}
         for (key, shard), pairs in wanted.items():
-            raw = load(self._raw(key, shard, judge))
+            raw = _loaded(self._raw(key, shard, judge), f"{judge.id} for {key}/{shard}")
             for name, values in raw.items():
                 if name not in rows:
                     rows[name] = np.zeros((len(r["rows"]["image"]), *values.shape[1:]), values.dtype)
@@ -258,17 +253,22 @@ class Stored:
         if not self.store.has(*address):
             if self.store.readonly:
                 raise Missing(f"{self.store.root} has no raw outputs of {judge.id} for the images of {key}/{shard}")
-            self.store.put(*address, files={RAW: save(judge.raw(self._images(key, shard)))})
+            self.store.put(*address, files={RAW: save(scoring.judged(judge, self._images(key, shard)))})
         return self.store.read(*address, file=RAW)
 
     def _images(self, key: str, shard: str) -> NDArray[np.uint8]:
-        content = self.store.read(keys.IMAGES, key, shard, file="images.npy")
-        return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
+        found = keeping.shard(self.store, key, shard)
+        if found is None:
+            raise keeping.not_kept(f"images {key}/{shard} in {self.store.root}")
+        return found
 
     def image(self, digest: str) -> NDArray[np.uint8]:
         """One image by its hash, `(1, h, w, 3)`."""
         key, shard, row = self._place(digest)
-        return self._images(key, shard)[row : row + 1]
+        found = keeping.found(self.store, key, shard, row, digest)
+        if found is None:
+            raise keeping.not_kept(f"image {digest} in {self.store.root}")
+        return found[None]
 
     def weights(self, evaluator: str, r: Record) -> str:
         """Of an evaluator's weights and the real images that it compares with, as a run has them in its records."""
@@ -292,6 +292,13 @@ class Stored:
         return self._features[where]
 
 
+def _loaded(content: bytes, what: str) -> dict[str, Array]:
+    try:
+        return arrays(content)
+    except ValueError as error:
+        raise Damaged(f"stored raw outputs of {what} cannot be read: {error}; run again") from None
+
+
 def _reference_images(named: Mapping[str, str]) -> tuple[image_folders.ImageFile, ...]:
     """The images of a folder of real ones that a file of prompts names, both as `<dataset>/<file>`."""
     (images, folder), (prompts, file) = (named[what].split("/") for what in ("images", "prompts"))
@@ -302,15 +309,12 @@ def _reference_images(named: Mapping[str, str]) -> tuple[image_folders.ImageFile
 # --- written ----------------------------------------------------------------------------------------------------------
 def _write(records: Sequence[record.Record], run: Path, out: Path) -> None:
     """Records, boards and checksums in a folder that appears whole, or not at all."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     names = [path.name for path in sorted((run / "records").glob("*.json"))]
     try:
-        for name, one in zip(names, records, strict=True):
-            record.write(temporary / "records" / name, one)
-        board.write(board.read_records(temporary), temporary)
-        seal(temporary)
-        os.replace(temporary, out)
+        with atomic.folder(out) as temporary:
+            for name, one in zip(names, records, strict=True):
+                record.write(temporary / "records" / name, one)
+            board.write(board.read_records(temporary), temporary)
+            seal(temporary)
     except OSError as error:
         raise BadInput(f"cannot write {out}: {error.strerror or error}; name another folder with --out") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

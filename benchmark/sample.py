@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -59,26 +59,37 @@ def sample(
     sampler: Sampler,
     batch: int,
     prompts: PromptRule | None = None,
+    wanted: Callable[[Sequence[AnyItem]], bool] | None = None,
 ) -> Iterator[tuple[list[AnyItem], NDArray[np.uint8]]]:
     """Yield each batch's items, in order, with their images `(n, height, width, 3)`, uint8.
 
     Every batch is computed at `batch` samples; the last repeats its last item and drops the surplus. Values are
     `round(255·v)` of the decoded v in [0, 1], halves to the even level. `prompts` replaces prompts before they are
-    encoded. The model is read while batches are taken: an edit must stay on it until the last. Raises BadInput at once
-    for what cannot be sampled, and BenchError, naming prompt and seed, when a latent or an image is not finite.
+    encoded. `wanted` is asked of each batch right before it is computed; what it refuses is passed over. The model is
+    read while batches are taken: an edit must stay on it until the last. Raises BadInput at once for what cannot be
+    sampled, and BenchError, naming prompt and seed, when a latent or an image is not finite.
     """
     _check(backbone, sampler, batch)
-    return _batches(backbone, list(items), sampler, batch, prompts)
+    return _batches(backbone, list(items), sampler, batch, prompts, wanted)
 
 
 def _batches(
-    backbone: Backbone, everything: Sequence[AnyItem], sampler: Sampler, batch: int, prompts: PromptRule | None
+    backbone: Backbone,
+    everything: Sequence[AnyItem],
+    sampler: Sampler,
+    batch: int,
+    prompts: PromptRule | None,
+    wanted: Callable[[Sequence[AnyItem]], bool] | None,
 ) -> Iterator[tuple[list[AnyItem], NDArray[np.uint8]]]:
     texts = Texts(backbone, [rewrite(item.prompt, prompts) for item in everything])
     empty = encode(backbone, [sampler.negative_prompt]).expand(batch)
     for start in range(0, len(everything), batch):
         part = list(everything[start : start + batch])
-        text = texts.take([rewrite(item.prompt, prompts) for item in part])
+        asked = [rewrite(item.prompt, prompts) for item in part]
+        if wanted is not None and not wanted(part):
+            texts.skip(asked)
+            continue
+        text = texts.take(asked)
         yield part, _images(backbone, part, _padded(text, batch), empty, sampler, batch)
 
 
@@ -116,12 +127,18 @@ class Texts:
     def take(self, prompts: Sequence[str]) -> Embedding:
         """One row per prompt; the prompts must be the next ones of the order given."""
         while any(prompt not in self._rows for prompt in prompts):
-            self._rows |= self._encode(next(self._chunks))
+            self._rows |= self._encode([prompt for prompt in next(self._chunks) if prompt in self._uses])
         text = concatenate([self._rows[prompt] for prompt in prompts])
         self._release(Counter(prompts))
         return text
 
+    def skip(self, prompts: Sequence[str]) -> None:
+        """Pass over the next prompts of the order."""
+        self._release(Counter(prompts))
+
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, Embedding]:
+        if not prompts:
+            return {}
         rows = encode(self._backbone, prompts)
         return {prompt: rows[[i]] for i, prompt in enumerate(prompts)}  # copies: a slice would keep the whole batch
 
@@ -129,7 +146,7 @@ class Texts:
         self._uses -= used
         for prompt in used:
             if prompt not in self._uses:
-                del self._rows[prompt]
+                self._rows.pop(prompt, None)
 
 
 @torch.no_grad()

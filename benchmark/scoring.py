@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmark.errors import BadInput
-from benchmark.metrics import evaluators, protocols, summary
+from benchmark import memory
+from benchmark.errors import BadInput, BenchError
+from benchmark.metrics import evaluators, failures, protocols, summary
 from benchmark.metrics.distribution import Value
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.metrics.protocols import Given
@@ -57,6 +59,8 @@ def scored(
         rows["values"][name] = summary.finite(found.values.tolist())
         if name == primary:
             rows["valid"] = [bool(v) for v in found.valid]
+        if scope == "image" and any(texts := failures.reasons(source.raw(protocols.protocol(name).evaluator))):
+            rows["errors"] = {**rows.get("errors", {}), name: texts}
     asked = list(dict.fromkeys([*told, *names]))
     said = summary.summarise(rows, primary=primary, headline_id=headline, protocols=asked, sets=sets)
     return {"rows": rows, "summary": said}
@@ -65,6 +69,38 @@ def scored(
 def _of_images(name: str, rows: Rows, source: Source) -> protocols.Scores:
     judge = source.judge(protocols.protocol(name).evaluator)
     return protocols.score(name, source.raw(judge.id), rows["concept"], rows["prompt"], judge, source.given(judge))
+
+
+# --- images that a judge fails on -------------------------------------------------------------------------------------
+class JudgeFailed(BenchError):
+    """A judge that fails on every image of a batch: it is not the images."""
+
+
+def judged(judge: Evaluator, images: NDArray[np.uint8]) -> dict[str, Array]:
+    """The judge's raw outputs of images `(n, h, w, 3)`. Where it fails on some, each is judged alone: its error is
+    theirs, see `failures.mark`.
+
+    JudgeFailed if it fails on all; errors of ours, and want of memory, are the run's and not the images'.
+    """
+    try:
+        return judge.raw(images)
+    except Exception as error:
+        if isinstance(error, BenchError) or memory.exhausted(error):
+            raise
+    alone = [_alone(judge, images[i : i + 1]) for i in range(len(images))]
+    errors = [found for found in alone if isinstance(found, Exception)]
+    if len(errors) == len(images):
+        raise JudgeFailed(f"{judge.id} fails on all {len(images)} images of a batch: {failures.told(errors[0])}")
+    return failures.mark(alone)
+
+
+def _alone(judge: Evaluator, image: NDArray[np.uint8]) -> dict[str, Array] | Exception:
+    try:
+        return judge.raw(image)
+    except Exception as error:
+        if isinstance(error, BenchError) or memory.exhausted(error):
+            raise
+        return error
 
 
 def _of_pairs(name: str, rows: Rows, source: Source) -> protocols.Scores:
@@ -77,8 +113,10 @@ def _of_set(name: str, rows: Rows, source: Source) -> Value:
     role = next((r for r in p.over if r in rows["role"]), None)
     if role is None:
         return Value(None, reason=f"no {' or '.join(p.over)} prompts")
-    at = [k for k, r in enumerate(rows["role"]) if r == role]
-    features = source.raw(p.evaluator)["features"][at].astype(np.float64)
+    raw = source.raw(p.evaluator)
+    failed = raw.get(failures.FAILED, np.zeros(len(rows["role"]), np.uint8))
+    at = [k for k, r in enumerate(rows["role"]) if r == role and not failed[k]]
+    features = raw["features"][at].astype(np.float64)
     return protocols.score_set(name, features, source.reference(p.evaluator, role))
 
 
@@ -90,5 +128,10 @@ def needs_gallery(judge: Evaluator) -> bool:
 def load_pair_or_refuse(evaluator: str, there: bool) -> evaluators.PairEvaluator:
     """A judge of pairs; BadInput unless the unedited model's images are there to compare with."""
     if not there:
-        raise BadInput(f"{evaluator} compares with the unedited model: run the method none too")
+        raise no_unedited(evaluator)
     return evaluators.load_pair(evaluator)
+
+
+def no_unedited(evaluator: str) -> BadInput:
+    """The error for a judge of pairs without the images that it compares with."""
+    return BadInput(f"{evaluator} compares with the unedited model: run the method none too")

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmark import atomic
 from benchmark.errors import BadInput, Damaged
+from benchmark.untrusted import inside, parse_json
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@=+-]*")
 _TEMPORARY = "tmp"
 _DAMAGED = "damaged"
-_STALE_S = 24 * 3600  # a live writer touches its folder within a day
 
 
 class Store:
@@ -54,15 +52,15 @@ class Store:
         target = self._folder(address)
         if self.has(*address):
             return
-        temporary = self.root / _TEMPORARY / uuid.uuid4().hex
+        temporary = self.root / _TEMPORARY / atomic.own_name()
         try:
             _write(temporary, files)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic.make(target.parent)
             self._publish(temporary, target, address)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            atomic.disk.remove(temporary)
 
     def get(self, *address: str) -> dict[str, bytes]:
         """All files of an artifact, checked.
@@ -75,11 +73,13 @@ class Store:
     def read(self, *address: str, file: str) -> bytes:
         """One file of an artifact, checked like `get`; `KeyError` if the artifact has no such file."""
         entry = self._manifest(address)[file]
+        if not inside(self.root, self._folder(address) / file):
+            self._set_aside(address, f"{file} is a link out of the store")
         try:
             content = (self._folder(address) / file).read_bytes()
         except OSError as error:
             self._set_aside(address, f"{file} cannot be read ({error.strerror})")
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if (hashlib.sha256(content).hexdigest(), len(content)) != (entry["sha256"], entry["bytes"]):
             self._set_aside(address, f"{file} ({len(content)} bytes) is not what was written ({entry['bytes']} bytes)")
         return content
 
@@ -87,18 +87,50 @@ class Store:
         """Bytes of all artifacts, those set aside included."""
         return sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file()) if self.root.is_dir() else 0
 
+    # --- all of it --------------------------------------------------------------------------------------------
+    def addresses(self) -> Iterator[tuple[str, ...]]:
+        """Where artifacts are, sorted."""
+        for manifest in sorted(self.root.rglob(MANIFEST)):
+            address = manifest.parent.relative_to(self.root).parts
+            if _is_address(address):
+                yield address
+
+    def weigh(self, *address: str) -> tuple[int, float]:
+        """Bytes of an artifact, and when it was put there (seconds since 1970); both 0 if it has just gone."""
+        try:
+            sizes = [p.stat().st_size for p in self._folder(address).iterdir()]
+            return sum(sizes), (self._folder(address) / MANIFEST).stat().st_mtime
+        except FileNotFoundError:
+            return 0, 0.0
+
+    def remove(self, *address: str) -> None:
+        """Take an artifact away, at once and as a whole; nothing if it is not there."""
+        away = self.root / _TEMPORARY / atomic.own_name()
+        try:
+            atomic.disk.rename(self._folder(address), away)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unwritable(error) from error
+        atomic.disk.remove(away)
+
+    def leftovers(self) -> list[Path]:
+        """What was set aside as damaged, and what writers left that are gone."""
+        damaged = self.root / _DAMAGED
+        aside = sorted(damaged.iterdir()) if damaged.is_dir() else []
+        return [*aside, *sorted(self._abandoned())]
+
     # --- inside -----------------------------------------------------------------------------------------------
     def _folder(self, address: tuple[str, ...]) -> Path:
-        for part in address:
-            if not _NAME.fullmatch(part) or part in (_TEMPORARY, _DAMAGED, MANIFEST):
-                raise ValueError(f"not a name for an artifact: {part!r} in {address}")
+        if not _is_address(address):
+            raise ValueError(f"not a name for an artifact: {address}")
         return self.root.joinpath(*address)
 
     def _manifest(self, address: tuple[str, ...]) -> dict[str, Any]:
         if not self.has(*address):
             raise KeyError(address)
         try:
-            manifest = json.loads((self._folder(address) / MANIFEST).read_bytes())
+            manifest = parse_json((self._folder(address) / MANIFEST).read_bytes())
             files: dict[str, Any] = manifest["files"]
             whole = all(_NAME.fullmatch(n) and {"sha256", "bytes"} <= e.keys() for n, e in files.items())
             if whole and manifest["schema"] == SCHEMA:
@@ -115,8 +147,8 @@ class Store:
             done = "a run sets it aside and makes it anew"
         else:
             try:
-                aside.parent.mkdir(exist_ok=True)
-                os.rename(folder, aside)
+                atomic.make(aside.parent)
+                atomic.disk.rename(folder, aside)
             except OSError as error:
                 done = f"it could not be set aside ({error.strerror}): delete the folder"
         raise Damaged(f"damaged artifact {folder}: {why}; {done}")
@@ -125,60 +157,48 @@ class Store:
         # A folder without manifest is not ours to trust: something deleted a part of it.
         if target.exists() and not self.has(*address):
             aside = self.root / _DAMAGED / f"{'.'.join(address)}.{uuid.uuid4().hex[:8]}"
-            aside.parent.mkdir(exist_ok=True)
-            os.rename(target, aside)
+            atomic.make(aside.parent)
+            atomic.disk.rename(target, aside)
         try:
-            os.rename(temporary, target)
+            atomic.disk.rename(temporary, target)
         except OSError:
             # Renaming onto a folder that is not empty fails: another process was first, with the same content.
             if not self.has(*address):
                 raise
             return
-        _sync(target.parent)
+        atomic.disk.sync_folder(target.parent)
 
     def _prepare(self) -> None:
         try:
-            (self.root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
-            probe = self.root / _TEMPORARY / uuid.uuid4().hex
-            probe.mkdir()
+            atomic.make(self.root / _TEMPORARY)
+            probe = self.root / _TEMPORARY / atomic.own_name()
+            atomic.disk.make(probe)
             probe.rmdir()
         except OSError as error:
             raise self._unwritable(error) from error
         for folder in self._abandoned():
-            shutil.rmtree(folder, ignore_errors=True)
+            atomic.disk.remove(folder)
 
     def _abandoned(self) -> Iterator[Path]:
-        for folder in (self.root / _TEMPORARY).iterdir():
-            try:
-                if time.time() - folder.stat().st_mtime > _STALE_S:
-                    yield folder
-            except FileNotFoundError:  # its writer has just finished
-                continue
+        temporary = self.root / _TEMPORARY
+        found = temporary.iterdir() if temporary.is_dir() else ()
+        return (folder for folder in found if atomic.abandoned(folder))
 
     def _unwritable(self, error: OSError) -> BadInput:
         return BadInput(f"cannot write to the store {self.root}: {error.strerror or error}; name another with --store")
 
 
+def _is_address(address: tuple[str, ...]) -> bool:
+    taken = (_TEMPORARY, _DAMAGED, MANIFEST)
+    return bool(address) and all(_NAME.fullmatch(part) and part not in taken for part in address)
+
+
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir()
+    atomic.disk.make(folder)
     entries = {n: {"sha256": hashlib.sha256(b).hexdigest(), "bytes": len(b)} for n, b in sorted(files.items())}
     manifest = json.dumps({"schema": SCHEMA, "files": entries}, sort_keys=True).encode() + b"\n"
     for name, content in {**files, MANIFEST: manifest}.items():
         if not _NAME.fullmatch(name) or (name == MANIFEST and MANIFEST in files):
             raise ValueError(f"not a name for a file of an artifact: {name!r}")
-        with (folder / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's entries survive a power cut, where the system can (Windows cannot)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        atomic.new(folder / name, content)
+    atomic.disk.sync_folder(folder)

@@ -30,7 +30,10 @@ _NEEDS: Mapping[str, tuple[Role, ...]] = {
 """Roles that a headline is made of, besides `erased`."""
 
 Count = Annotated[int, Field(ge=1)]
+Few = Annotated[int, Field(ge=1, le=100_000)]
+"""More than this many images of one prompt, steps of a sampler or images at once is a slip, or meant to fill memory."""
 Text = Annotated[str, Field(min_length=1)]
+_LONGEST = 120  # bytes of a request's name: files are named by it
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -70,7 +73,7 @@ class Prompts(Strict):
     templates: Templates | None = None
     prompts: Annotated[Some[str] | None, BeforeValidator(_listed)] = None
     """A list, or one of `suites/general/` by name."""
-    images: Count | None = None
+    images: Few | None = None
     seeds: Literal["derived", "counted"] = "derived"
     """`derived` from suite, version, prompt and replicate; `counted`: 1, 2, …, as MACE's files have them."""
     dataset: str | None = None
@@ -144,11 +147,11 @@ class PromptsByRole(Strict):
 class Images(Strict):
     """Images per template and concept of one request, where they differ from the form's."""
 
-    erased: Count | None = None
-    synonym: Count | None = None
-    kept: Count | None = None
-    adjacent: Count | None = None
-    general: Count | None = None
+    erased: Few | None = None
+    synonym: Few | None = None
+    kept: Few | None = None
+    adjacent: Few | None = None
+    general: Few | None = None
 
 
 # --- concepts -------------------------------------------------------------------------------------------------------
@@ -247,10 +250,10 @@ class Sampler(Strict):
 
     scheduler: Literal["ddim"] = "ddim"
     """For flow models this is the same first-order deterministic step, which is Euler's."""
-    steps: Count
+    steps: Few
     guidance: float = Field(ge=0, allow_inf_nan=False)
     """Scale g in u + g(c − u); at 1 there is no unconditional pass."""
-    size: Count = Field(multiple_of=8)
+    size: Count = Field(multiple_of=8, le=8192)
     """Height and width in pixels."""
     negative_prompt: str = ""
     """What u is conditioned on: one text for all methods, or none."""
@@ -294,7 +297,7 @@ class Form(Strict):
     general_prompts: Annotated[Tuple[str], BeforeValidator(_listed)] = ()
     """What methods are told as general ability to keep; never scored. A list, or one of `suites/general/` by name."""
     sampler: Sampler
-    batch: Count
+    batch: Few
     """The fixed batch shape: it is part of an image's key, and the last batch is padded to it."""
     primary: str
     """The protocol that fills `acc_*` and the headline."""
@@ -433,7 +436,7 @@ def _distinct(names: Sequence[str]) -> None:
         if len(alike) > 1:
             also = "" if len(set(alike)) == 1 else f", as files are named ({', '.join(alike)})"
             raise BadInput(f"requests: {name!r} comes {len(alike)} times{also}; give each a name of its own")
-        if name == "mean" or not name.isprintable():
+        if name == "mean" or not name.isprintable() or len(name.encode()) > _LONGEST:
             raise BadInput(f"requests: {name!r} cannot be a request's name; take another, such as 'erase:cat'")
 
 
@@ -497,6 +500,8 @@ def names() -> list[str]:
 
 def load(name: str) -> Suite:
     """A shipped suite by name, or any by the path of its YAML file."""
+    if not name.isprintable():
+        raise BadInput(f"expected the name or the file of a suite, got {name[:100]!r}")
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in names():

@@ -4,22 +4,19 @@ images in the store. What needs a judge is in `recompute`."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmark import record as schema
-from benchmark.errors import BadInput
-from benchmark.keys import EDITS, pixel_hash
-from benchmark.metrics import summary
-from benchmark.metrics.distribution import Value
-from benchmark.metrics.protocols import protocol
+from benchmark import atomic, data_files
+from benchmark.consistency import differences as differences
+from benchmark.consistency import faults
+from benchmark.errors import BadInput, BenchError
+from benchmark.keeping import FILE, PIXELS, decode
+from benchmark.keys import EDITS, LENGTH, parse_items, pixel_hash
 from benchmark.tables import board
+from benchmark.untrusted import images, inside, parse_json, plain_name, read_bytes
 
 SUMS = "SHA256SUMS"
 SEALED = ("board.*", "records/*.json", "grids/*.png")
@@ -28,7 +25,7 @@ SEALED = ("board.*", "records/*.json", "grids/*.png")
 def seal(out: Path) -> None:
     """Write `SHA256SUMS` over boards, records and grids, the same in every run; `sha256sum -c` reads it too."""
     lines = [f"{_sha256(path)}  {path.relative_to(out).as_posix()}\n" for path in _sealed(out)]
-    (out / SUMS).write_text("".join(lines), encoding="utf-8")
+    atomic.write(out / SUMS, "".join(lines))
 
 
 def verify(out: Path, store: Path | None = None) -> list[str]:
@@ -36,11 +33,28 @@ def verify(out: Path, store: Path | None = None) -> list[str]:
 
     `store` is the run's store if it is not `out/store`. BadInput if `out` is not the folder of a finished run.
     """
+    folder = _store_of(out, store)
+    of_records = [*_boards(out), *_summaries(out)]
+    return [
+        *_sums(out),
+        *of_records,
+        *_artifacts(folder),
+        *_images(out, folder),
+        *_pixels(folder),
+        *_edits(out, folder),
+    ]
+
+
+def intact(out: Path, store: Path | None = None) -> list[str]:
+    """As `verify`, but only whether the bytes are those that were written: another version may have written them."""
+    folder = _store_of(out, store)
+    return [*_sums(out), *_artifacts(folder), *_images(out, folder), *_edits(out, folder)]
+
+
+def _store_of(out: Path, store: Path | None) -> Path:
     if not (out / "records").is_dir():
         raise BadInput(f"{out} is not the folder of a run: it has no records/; give the --out of `erasure-bench run`")
-    folder = out / "store" if store is None else store
-    of_records = [*_boards(out), *_summaries(out)]
-    return [*_sums(out), *of_records, *_artifacts(folder), *_images(out, folder), *_edits(out, folder)]
+    return out / "store" if store is None else store
 
 
 # --- checksums ------------------------------------------------------------------------------------------------
@@ -51,7 +65,11 @@ def _sums(out: Path) -> Iterator[str]:
     if not path.is_file():
         yield f"{SUMS}: not there; the run was not finished, or the file was removed"
         return
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in path.read_text().splitlines())}
+    try:
+        listed = data_files.manifest(path)
+    except BadInput as error:
+        yield f"{SUMS}: {str(error).removeprefix(f'{path}')[2:]}"
+        return
     present = {file.relative_to(out).as_posix() for file in _sealed(out)}
     for name in sorted(listed.keys() | present):
         if name not in present:
@@ -105,85 +123,18 @@ def _records(out: Path) -> tuple[dict[str, Any], list[str]]:
     broken: list[str] = []
     for path in sorted((out / "records").glob("*.json")):
         try:
-            records[path.name] = json.loads(path.read_bytes())
-        except ValueError as error:
+            records[path.name] = parse_json(read_bytes(path))
+        except (BadInput, ValueError) as error:
             broken.append(f"records/{path.name}: cannot be read: {error}")
     return records, broken
 
 
 # --- records from their rows ----------------------------------------------------------------------------------
-Json = dict[str, Any]
-CLOSE = 1e-9
-"""Relative difference of numbers that are computed anew: sums in another library's order end in other digits."""
 
 
 def _summaries(out: Path) -> Iterator[str]:
     """Compare what a record says of its rows, hashes and numbers, with what the rows give."""
-    written = {name: r for name, r in _records(out)[0].items() if isinstance(r, dict) and r.get("summary")}
-    made: dict[str, Json] = {}
-    for name, r in written.items():
-        try:
-            if name not in made:
-                made[name] = _made(r)
-            base = next((b for b in written if _is_base_of(r, written[b])), None)
-            if base is not None and base not in made:
-                made[base] = _made(written[base])
-            found = next(_of_record(r, made[name], None if base is None else made[base]), None)
-        except Exception as error:  # a tampered record may be anything
-            found = f"cannot be recomputed from its rows ({type(error).__name__}: {error})"
-        if found:
-            yield f"records/{name}: {found}"
-
-
-def _is_base_of(r: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    same = other["request"]["name"] == r["request"]["name"]
-    return bool(same and other["method"]["role"] == "baseline" and other["status"] == "ok")
-
-
-def _of_record(r: Mapping[str, Any], made: Json, base: Json | None) -> Iterator[str]:
-    if "hashes" in r and r["hashes"] != schema.hashes(r["rows"]):
-        yield "hashes: not those of its rows"
-    whole = made if base is None else summary.with_unedited(made, base)
-    for place, expected, there in differences(whole, r["summary"]):
-        yield f"summary {place}: {there!r}, but its rows give {expected!r}"
-
-
-def _made(r: Mapping[str, Any]) -> Json:
-    """The summary of a record's rows; distances, which need features, as the record has them."""
-    names = list(r["protocols"])
-    sets = {column: _value(r["summary"], column) for column in r["summary"]["metrics"] if _is_set(column)}
-    return summary.summarise(r["rows"], primary=r["primary"], headline_id=r["headline"], protocols=names, sets=sets)
-
-
-def _is_set(column: str) -> bool:
-    return protocol(column).scope == "set"
-
-
-def _value(of: Mapping[str, Any], column: str) -> Value:
-    interval, tail = of["metrics_ci"][column], column.rpartition("/")[2]
-    ci = None if interval is None else (interval[0], interval[1])
-    reason = of["reasons"].get(column, "")
-    return Value(of["metrics"][column], ci, reason, int(tail) if tail.isdigit() else 0)
-
-
-def differences(made: Any, there: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Place, what was made, what is there, wherever the second is not the first; numbers may differ by `CLOSE`.
-
-    What is made and not there passes: a record of an earlier version of this harness has fewer numbers.
-    """
-    if isinstance(made, Mapping) and isinstance(there, Mapping):
-        for name, value in there.items():
-            yield from differences(made.get(name), value, f"{place}.{name}".lstrip("."))
-    elif isinstance(made, list | tuple) and isinstance(there, list | tuple) and len(made) == len(there):
-        for i, (a, b) in enumerate(zip(made, there, strict=True)):
-            yield from differences(a, b, f"{place}[{i}]")
-    elif not _equal(made, there):
-        yield place, made, there
-
-
-def _equal(a: Any, b: Any) -> bool:
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b))
-    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE) if numbers else bool(a == b)
+    yield from (f"records/{name}: {fault}" for name, fault in faults(_records(out)[0]) if fault)
 
 
 # --- store ----------------------------------------------------------------------------------------------------
@@ -204,15 +155,17 @@ def _artifacts(store: Path) -> Iterator[str]:
 
 def _damage(manifest: Path) -> Iterator[tuple[str, str]]:
     try:
-        files = json.loads(manifest.read_bytes())["files"]
-        entries = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        files = parse_json(read_bytes(manifest))["files"]
+        entries = {plain_name(name): (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
+    except (BadInput, ValueError, KeyError, TypeError, AttributeError):
         yield manifest.name, "cannot be read"
         return
     for name, (sha256, size) in entries.items():
         path = manifest.parent / name
         if not path.is_file():
             yield name, "not there"
+        elif not inside(manifest.parent, path):
+            yield name, "leads out of the store"
         elif path.stat().st_size != size or _sha256(path) != sha256:
             yield name, f"changed since it was written ({path.stat().st_size} bytes, were {size})"
 
@@ -225,21 +178,50 @@ def _images(out: Path, store: Path) -> Iterator[str]:
     for name, record in _records(out)[0].items():
         try:
             hashes = [str(digest) for digest in record["rows"]["image"] if digest]
-        except (KeyError, TypeError):
+        except (KeyError, IndexError, TypeError):
             continue  # no record of ours: the boards, which cannot be made from it, have told
         gone = [digest for digest in hashes if digest not in known]
         if gone:
             yield f"records/{name}: {len(gone)} of {len(hashes)} images are not in the store; the first is {gone[0]}"
+    yield from _pixels(store)
 
 
 def _hashes(items: Path) -> list[str]:
     """The hashes of a shard's images, as listed where their pixels have them."""
     try:
-        listed = [entry["sha256"] for entry in json.loads(items.read_bytes())]
-        images = np.load(io.BytesIO((items.parent / "images.npy").read_bytes()), allow_pickle=False)
-        return [digest for digest, image in zip(listed, images, strict=True) if pixel_hash(image) == digest]
-    except (OSError, ValueError, KeyError, TypeError):
+        listed = [entry["sha256"] for entry in parse_items(read_bytes(items))]
+        if _not_kept(items.parent):
+            return listed
+        pixels = images(read_bytes(items.parent / "images.npy"))
+        return [digest for digest, image in zip(listed, pixels, strict=True) if pixel_hash(image) == digest]
+    except (BenchError, ValueError):
         return []  # its manifest has already told
+
+
+def _not_kept(shard: Path) -> bool:
+    """Whether a batch was stored without its pixels: its manifest, which has been checked, does not list them."""
+    try:
+        return "images.npy" not in parse_json(read_bytes(shard / "manifest.json"))["files"]
+    except (BenchError, ValueError, KeyError, TypeError):
+        return False
+
+
+def unkept(store: Path) -> int:
+    """How many images' hashes are there without their pixels, because the run was told not to keep them."""
+    alone = {path.name for path in store.glob(f"{PIXELS}/*/*")}
+    listed = (_hashes(i) for i in sorted(store.glob("images/*/*/items.json")) if _not_kept(i.parent))
+    return sum(digest[:LENGTH] not in alone for hashes in listed for digest in hashes)
+
+
+def _pixels(store: Path) -> Iterator[str]:
+    """Images that were kept one by one must be those that they are named after."""
+    for path in sorted(store.glob(f"{PIXELS}/*/*/{FILE}")):
+        try:
+            right = pixel_hash(decode(read_bytes(path))).startswith(path.parent.name)
+        except BenchError:
+            right = False
+        if not right:
+            yield f"{store.name}/{path.relative_to(store).as_posix()}: not the image that it is named after"
 
 
 def _edits(out: Path, store: Path) -> Iterator[str]:
@@ -248,9 +230,13 @@ def _edits(out: Path, store: Path) -> Iterator[str]:
         return
     for name, record in _records(out)[0].items():
         edit = record.get("edit") if isinstance(record, dict) else None
-        if not edit or not edit["hash"]:  # failed, or the unedited model
+        if not isinstance(edit, dict) or not edit.get("hash"):  # failed, or the unedited model
             continue
-        about = store / EDITS / edit["key"] / "about.json"
+        try:
+            about = store / EDITS / plain_name(str(edit.get("key"))) / "about.json"
+        except ValueError as error:
+            yield f"records/{name}: edit.key: {error}"
+            continue
         try:
             stored = json.loads(about.read_bytes())["hash"]
         except OSError:

@@ -42,7 +42,11 @@ def read(backbone: Backbone, method: Checkpoint) -> Edit:
     if method.scale != 1 and kind not in _MERGED:
         raise BadInput(f"checkpoint: scale is the strength of low-rank factors, and {path.name} is read as {kind}")
     places = Places.of(backbone)
-    found = _READERS[kind](places, state, method)
+    try:
+        found = _READERS[kind](places, state, method)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Shapes and numbers that make no sense together; what can be said better is said where it is found.
+        raise BadInput(f"checkpoint: {path.name} cannot be read as {kind}: {type(error).__name__}: {error}") from error
     skipped = ignored(state.tensors.keys() - found.used, method.ignore)
     all_used(state.tensors.keys() - found.used - skipped, backbone.name)
     notes = {
@@ -70,7 +74,7 @@ def _opened(path: Path, method: Checkpoint) -> tuple[State, str]:
     """The tensors, and the format they are in: the one that is asked for, or else what they look like."""
     asked, pickles = method.format, method.allow_pickle
     if (own := _own(path)) is not None and asked in ("auto", "edit"):
-        document = (own.parent / "edit.json").read_text(encoding="utf-8")
+        document = _text(own.parent / "edit.json")
         return State(read_file(own, pickles=False).tensors, {"edit": document}), "edit"
     if asked == "edit":
         raise BadInput(f"checkpoint: expected edit.safetensors and edit.json in {path}")
@@ -84,6 +88,13 @@ def _opened(path: Path, method: Checkpoint) -> tuple[State, str]:
             "set format=spm to merge it at full strength for every prompt, an approximation"
         )
     return state, kind
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"checkpoint: {path} cannot be read: {error}") from None
 
 
 def _own(path: Path) -> Path | None:
@@ -225,13 +236,27 @@ def _document(state: State) -> dict[str, Any]:
     """`edit.json`, of the one schema that is known."""
     try:
         document = dict(json.loads(state.metadata["edit"]))
-    except (ValueError, TypeError) as error:
+    except (RecursionError, ValueError, TypeError) as error:
         raise BadInput(f"checkpoint: edit.json cannot be read: {error}") from None
     if document.get("schema") != 1 or not document.keys() >= _KEYS or document.keys() - _KEYS - {"gates"}:
         raise BadInput(
-            f"checkpoint: expected edit.json of schema 1 with {', '.join(sorted(_KEYS))}, got {sorted(document)}"
+            f"checkpoint: expected edit.json of schema 1 with {', '.join(sorted(_KEYS))}, got {sorted(document)[:20]}"
         )
+    for name in ("weights", "deltas", "gates"):
+        if not _texts(document.get(name, [])):
+            raise BadInput(f"checkpoint: edit.json: {name}: expected a list of tensors' names")
+    rule = document["prompts"]
+    if rule is not None and not (
+        isinstance(rule, dict) and _texts(rule.get("words")) and isinstance(rule.get("replacement"), str)
+    ):
+        raise BadInput("checkpoint: edit.json: prompts: expected null, or words and a replacement")
+    if document["output"] not in (None, "grey") or not isinstance(document["notes"], dict):
+        raise BadInput('checkpoint: edit.json: expected output null or "grey", and notes by name')
     return document
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 _READERS: Mapping[str, Callable[[Places, State, Any], Read]] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmark.errors import BadInput
 
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
+_MOST_MEMBERS = 100_000  # of an archive: a tensor each
 _WEIGHTS = ("diffusion_pytorch_model", "model", "adapter_model", "pytorch_lora_weights", "pytorch_model")
 
 
@@ -46,23 +47,43 @@ def _safetensors(path: Path) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             return State({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"checkpoint: {path} cannot be read as safetensors: {error}") from None
+    # The library raises several kinds of its own for what is no tensor, such as a type that torch does not have.
+    except (SafetensorError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(f"checkpoint: {path} cannot be read as safetensors: {_first_line(error)}") from None
 
 
 def _unpickled(path: Path) -> Any:
     try:
+        _bounded(path)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # of pickle protocols; what they cannot hold is an error anyway
+            # Of pickle protocols, and of files from other systems; what they cannot hold is an error anyway.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        first = str(error).strip().split("\n")[0]
+    except Exception as error:  # a file made up to harm fails in any way that a reader of pickles can
         raise BadInput(
-            f"checkpoint: {path} cannot be read as tensors alone, and code in it is never run: {first}; convert it to "
-            "safetensors where you trust it"
+            f"checkpoint: {path} cannot be read as tensors alone, and code in it is never run: {_first_line(error)}; "
+            "convert it to safetensors where you trust it"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().split("\n")), "") or type(error).__name__
+
+
+def _bounded(path: Path) -> None:
+    """ValueError for an archive whose header promises more than the file holds.
+
+    torch writes its members as they are, one after another: compressed ones, or those that overlap, are a bomb.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the format before torch 1.6, whose pickle is read as it comes
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        promised = sum(m.file_size for m in members)
+    if len(members) > _MOST_MEMBERS or promised > path.stat().st_size:
+        raise ValueError(
+            f"an archive of {len(members)} members with {promised:,} bytes in a file of {path.stat().st_size:,}"
+        )
 
 
 def _flat(path: Path, content: Any) -> dict[str, Tensor]:
@@ -77,6 +98,14 @@ def _flat(path: Path, content: Any) -> dict[str, Tensor]:
         flat |= {k: v for k, v in parts.items() if isinstance(v, Tensor)}
     if not flat:
         raise BadInput(f"checkpoint: {path} holds no tensors")
+    odd = [k for k, v in flat.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
+    if odd:
+        raise BadInput(
+            f"checkpoint: {path}: expected plain tensors, and {odd[0][:100]!r} is sparse, quantised or empty"
+        )
+    if (held := sum(v.numel() * v.element_size() for v in flat.values())) > 4 * path.stat().st_size:
+        # One number stretched over a large shape takes no room in a file, and all of the memory once it is used.
+        raise BadInput(f"checkpoint: {path}: {held:,} bytes of tensors in a file of {path.stat().st_size:,}")
     return flat
 
 
@@ -97,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """`BadInput` if it is not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise BadInput(f"checkpoint: expected a JSON file {path}: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"checkpoint: expected an object in {path}, found {type(content).__name__}")

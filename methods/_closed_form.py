@@ -94,19 +94,29 @@ class _Fast:
         self.merged = technique == "replace" and 2 * len(self.factor) >= self.factor.shape[1]
         if self.merged:  # so many rows that one (d, d) product for each projection is less work than two (d, n)
             self.step = self.step @ self.factor
+        self._wide: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # rounded once for all projections
 
     def __call__(self, w: Tensor) -> Tensor:
         """`w`: `(out, d)`."""
         wide = torch.promote_types(w.dtype, torch.float32)
+        step, factor, erased, guides = self._rounded(wide)
         v = w.to(wide)
-        change = v @ self.step.to(wide)
+        change = v @ step
         if self.technique == "tensor":
-            change = change - self._projected(v, wide)
-        return (v + (change if self.merged else change @ self.factor.to(wide))).to(w.dtype)
+            change = change - self._projected(v, erased, guides)
+        new = change if self.merged else change @ factor
+        return new.add_(v).to(w.dtype)  # in place: half of the time goes into fresh memory
 
-    def _projected(self, v: Tensor, wide: torch.dtype) -> Tensor:
+    def _rounded(self, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if wide not in self._wide:
+            s = self.system
+            step, factor, erased, guides = (t.to(wide) for t in (self.step, self.factor, s.erased.T, s.guides.T))
+            self._wide[wide] = step, factor, erased, guides
+        return self._wide[wide]
+
+    def _projected(self, v: Tensor, erased: Tensor, guides: Tensor) -> Tensor:
         """The part of each pair's W₀ Gᵀ that lies along its W₀ Cᵀ (as one vector over all its rows): `(out, n)`."""
-        old, new = v @ self.system.erased.T.to(wide), v @ self.system.guides.T.to(wide)
+        old, new = v @ erased, v @ guides
         parts = zip(_split(old, self.system.sizes, 1), _split(new, self.system.sizes, 1), strict=True)
         return torch.cat([_along(o, n) for o, n in parts], dim=1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def save(path: Path, backbone: Backbone, cache: Cache) -> None:
     """Write the cache with a probe of the text encoder that it belongs to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"gram": cache.gram.cpu().contiguous(), "probe": probe(backbone).cpu().contiguous()}
-    save_file(tensors, path, {"schema": _SCHEMA, "model": backbone.name, "prompts": json.dumps(cache.prompts)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file(tensors, temporary, {"schema": _SCHEMA, "model": backbone.name, "prompts": json.dumps(cache.prompts)})
+    os.replace(temporary, path)
 
 
 def load(path: Path, backbone: Backbone) -> Cache:

@@ -100,8 +100,17 @@ def content_hash(path: Path) -> str:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All that may be read, in order of name."""
-    return (p for p in sorted(folder.rglob("*")) if p.suffix in READ and p.is_file())
+    """All that may be read, in order of name. `BadInput` for a link that leads out of the folder.
+
+    The hub's cache holds links, from a snapshot's folder to the blobs of the same repository: these are followed.
+    """
+    root = folder.resolve()
+    home = root.parent.parent if root.parent.name == "snapshots" else root
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in READ and path.is_file():
+            if not path.resolve().is_relative_to(home):
+                raise BadInput(f"checkpoint: {path} leads out of {folder}; copy the file into it")
+            yield path
 
 
 def _file_hash(path: Path) -> str:

@@ -70,7 +70,7 @@ class ESD(Method):
     `by-kind`: x for styles, identities and fine-grained names, u for all else, as in the paper."""
     iterations: int = 1000
     per_concept: bool = False
-    """Whether `iterations` counts for each concept of a joint request, or for all together (harness default: the paper's
+    """Whether `iterations` is for each concept of a joint request, or for all together (harness default: the paper's
     requests have one concept)."""
     lr: float = 1e-5
     eta: float = 1.0

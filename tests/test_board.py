@@ -220,6 +220,26 @@ def test_records_that_do_not_belong_together_are_refused():
         boards.build([])
 
 
+@pytest.mark.parametrize("other", ["testbed-b/top1", "nudenet-3.4.2@0.6/images", "nudenet-3.4.2@0.5/images"])
+def test_a_table_that_would_mix_two_protocols_is_refused_with_both_named(other):
+    """Another judge, another version of it, another threshold: another id, and no column holds two."""
+    with pytest.raises(BadInput, match=f"acc_.* cannot hold both {TOP1} and {other}: .* rescore under one"):
+        boards.build([record("esd"), record("uce", primary=other)])
+    with pytest.raises(BadInput, match="the headline cannot hold both H_o and H_c"):
+        boards.build([record("esd"), record("uce", headline="H_c")])
+    made = [record(m, headline="H_a") for m in ("esd", "uce")]
+    made[1]["rows"] = {**made[1]["rows"], "values": {**made[1]["rows"]["values"], "testbed-clip/style": [1.0] * 280}}
+    with pytest.raises(BadInput, match="headline H_a cannot hold both testbed-clip/score and testbed-clip/style"):
+        boards.build(made)
+
+
+def test_one_id_by_two_judges_is_refused_with_both_named():
+    """The same id, but other weights: a checkpoint that was published anew, say."""
+    parts = [{TOP1: {"version": 1, "evaluator": "testbed-a", "evaluator_hash": h * 64}} for h in "ef"]
+    with pytest.raises(BadInput, match=f"disagree on {TOP1} .*{'e' * 64}.*{'f' * 64}.*; rescore them under one"):
+        boards.build([record(m, protocols=p) for m, p in zip(("esd", "uce"), parts, strict=True)])
+
+
 def test_reading(tmp_path, records):
     with pytest.raises(BadInput, match="no records"):
         boards.read_records(tmp_path)
@@ -288,7 +308,7 @@ def test_names_are_text_in_every_format():
     made["method"] = {**made["method"], "label": evil}
     board = boards.build([record("none"), made])
     cells = [r["method"] for r in csv.DictReader(io.StringIO(boards.render(board, "csv")))]
-    assert f"'{evil}" in cells
+    assert "'" + evil.replace("\x1b", "�") in cells
     assert "[bold]x" in boards.render(board, "term") and "\x1b" not in boards.render(board, "term")
     md = boards.render(board, "md")
     assert r"\|\`\[bold\]x\_y&amp;\</td\>" in md

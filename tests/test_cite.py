@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from benchmark import cite, cli, data, models, record, registry
 from benchmark.metrics.balance import HEADLINES
 from benchmark.metrics.evaluators import EVALUATORS
+from benchmark.metrics.summary import summarise
 
 OLD = Path(__file__).parent / "data" / "record-1.json"
 Record = dict[str, Any]
@@ -134,7 +135,9 @@ def test_what_the_entries_name_exists():
 
 
 def test_the_command(tmp_path: Path):
-    r = one(protocols=protocols(("nudenet-3.4.2@0.6/images", "nudenet-3.4.2")))
+    r = one()
+    r["protocols"] |= protocols(("nudenet-3.4.2@0.6/images", "nudenet-3.4.2"))
+    r["summary"] = summarise(r["rows"], primary=r["primary"], headline_id=r["headline"], protocols=list(r["protocols"]))
     record.write(tmp_path / "records" / "esd.erase_horse.seed0.json", record.parse(r))
     shown = CliRunner().invoke(cli.app, ["cite", str(tmp_path)])
     assert shown.exit_code == 0 and shown.stdout.startswith("@inproceedings{song2021ddim,")

@@ -15,6 +15,7 @@ from benchmark import baseline, cli, compare, evidence, paths, record
 from benchmark.errors import BadInput
 from benchmark.evidence import Evidence
 from benchmark.metrics import summary
+from benchmark.tables import board as boards
 
 OLD = Path(__file__).parent / "data" / "record-1.json"
 Record = dict[str, Any]
@@ -40,10 +41,9 @@ def written(folder: Path, records: list[Record]) -> Path:
 
 def board_of(changed: float = 0.25) -> Record:
     """A board.json with one method on one request, and over all."""
-    about = {"suite": "objects", "form": "embedded", "scale": 0.05, "model": "testbed", "suite_version": 1}
-    rates = {"acc_erased": changed, "acc_erased_ci": [0, 1], "headline": 0.9, "metrics": {"testbed-fid/180": 30.0}}
-    rows = [{"method": "esd", "request": q, "acc_all_images": {}, **rates} for q in ("erase:horse", "mean")]
-    return {"schema": 1, **about, "model_hash": "a" * 32, "protocols": {}, "rows": rows}
+    made = boards.build([one()])
+    rates = {"acc_erased": changed, "headline": 0.9, "metrics": {"testbed-fid/180": 30.0}, "metrics_ci": {}}
+    return {**made, "model_hash": "a" * 32, "protocols": {}, "rows": [row | rates for row in made["rows"]]}
 
 
 def test_equal_runs_differ_in_nothing(tmp_path: Path):

@@ -73,7 +73,7 @@ def test_the_first_of_several_mistakes_is_told_and_the_rest_counted(tmp_path: Pa
 
 
 def test_a_file_that_is_not_there_or_not_text_is_bad_input(tmp_path: Path):
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="cannot read"):
         load(tmp_path / "absent.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="cannot be read"):

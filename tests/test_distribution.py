@@ -6,6 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from benchmark.errors import BadInput
+from benchmark.metrics import distribution
 from benchmark.metrics.distribution import fid, frechet, kid
 
 
@@ -33,6 +34,25 @@ def test_fid_of_two_gaussians_in_closed_form():
     y = (x - x.mean(0)) * a + x.mean(0) + s
     expected = s @ s + (1 - a) ** 2 * np.trace(np.cov(x, rowvar=False))
     assert fid(x, y).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_wide_features_take_cholesky_factors_to_the_same_number(monkeypatch):
+    x, y = features(seed=1, shift=0.3), features(seed=2, scale=1.4)
+    by_library = fid(x, y).value
+    monkeypatch.setattr(distribution, "WIDE", 12)
+    assert fid(x, y).value == pytest.approx(by_library, rel=1e-9)
+    assert fid(x, y).value != by_library, "the other way was taken"
+    assert fid(x, x).value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_singular_covariances_stay_with_the_library(monkeypatch):
+    flat = features(seed=1)
+    flat[:, 3] = 0  # a dimension without spread on both sides: no Cholesky factor
+    by_library = fid(flat, flat[::-1] * 2).value
+    few = fid(features(n=9), features(n=11, seed=2), least=2).value
+    monkeypatch.setattr(distribution, "WIDE", 12)
+    assert fid(flat, flat[::-1] * 2).value == by_library
+    assert fid(features(n=9), features(n=11, seed=2), least=2).value == few
 
 
 def test_fid_of_a_set_with_itself_is_zero_and_symmetric():

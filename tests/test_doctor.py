@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import cli, doctor, sample
+from benchmark import cli, doctor, models, needs, sample, suite
 from benchmark.backbones.load import load
-from benchmark.doctor import Check
+from benchmark.doctor import Check, Readiness, Report
+from benchmark.errors import BadInput
+from benchmark.metrics import evaluators, weights
+from benchmark.metrics.protocols import protocol
 
 
 def test_exit_codes():
     ok, absent = Check("packages", "a", "ok", ""), Check("weights", "b", "absent", "")
-    assert doctor.exit_code([ok, absent]) == 0
-    assert doctor.exit_code([ok, Check("determinism", "c", "wrong", "")]) == 1
-    assert doctor.exit_code([Check("packages", "d", "wrong", ""), Check("determinism", "c", "wrong", "")]) == 3
+    inexact, gone = Check("determinism", "c", "wrong", ""), Check("packages", "d", "wrong", "")
+    lacks, ready = Readiness("objects", "sd14", "paper", ("x",)), Readiness("objects", "testbed", "embedded", ())
+    assert doctor.exit_code(Report((ok, absent))) == 0
+    assert doctor.exit_code(Report((ok, inexact))) == 1
+    assert doctor.exit_code(Report((gone, inexact))) == 3
+    assert doctor.exit_code(Report((ok,), (lacks, ready))) == 0, "nobody asked for that suite"
+    assert doctor.exit_code(Report((ok,), (lacks,), asked=("objects", "sd14"))) == 3
+    assert doctor.exit_code(Report((ok,), (ready,), asked=("objects", "testbed"))) == 0
 
 
 def test_packages_are_checked_against_their_ranges(monkeypatch: pytest.MonkeyPatch):
@@ -106,8 +114,115 @@ def test_images_that_depend_on_their_batch_are_caught(monkeypatch: pytest.Monkey
 
 
 def test_json_report(monkeypatch: pytest.MonkeyPatch):
-    checks = [Check("packages", "python", "ok", "3.11"), Check("weights", "sd14", "absent", "4 GB")]
-    monkeypatch.setattr(doctor, "report", lambda model: checks)
+    checks = (Check("packages", "python", "ok", "3.11"), Check("weights", "sd14", "absent", "4 GB"))
+    ready = Readiness("objects", "testbed", "embedded", ())
+    monkeypatch.setattr(doctor, "report", lambda model: Report(checks, (ready,)))
     shown = CliRunner().invoke(cli.app, ["doctor", "--json"])
     assert shown.exit_code == 0
-    assert json.loads(shown.output) == {"schema": 1, "ok": True, "checks": [vars(check) for check in checks]}
+    assert json.loads(shown.output) == {
+        "schema": 1,
+        "ok": True,
+        "checks": [vars(check) for check in checks],
+        "suites": [{"suite": "objects", "model": "testbed", "form": "embedded", "lacks": [], "ready": True}],
+        "needs": [],
+    }
+
+
+# --- suites on models -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has nothing but what came with the packages."""
+    names = ("MODELS", "DATA", "EVALUATORS", "REFERENCE", "I2P", "COCO30K", "COCO_IMAGES")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", *(f"ERASURE_BENCH_{n}" for n in names)):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    monkeypatch.setattr(weights, "cache_folder", lambda cache: tmp_path / "nowhere" / cache)
+    return tmp_path
+
+
+def test_every_suite_and_model_is_in_the_table(nowhere: Path):
+    rows, found = doctor.readiness()
+    assert {one.suite for one in rows} == set(suite.names())
+    named = {m for m in models.names() if not m.startswith("random-")}
+    assert {(one.suite, one.model) for one in rows} == {(s, m) for s in suite.names() for m in named}
+    by = {(one.suite, one.model): one for one in rows}
+    assert all(not one.lacks for one in rows if one.model == "testbed"), "the embedded forms need nothing else"
+    assert by["objects", "sd14"].lacks[0] == "sd14" and "real images to compare with" in by["objects", "sd14"].lacks
+    assert "coco30k/images" in by["celebrity", "flux-dev"].lacks and "i2p/prompts" in by["explicit", "sd15"].lacks
+    for need in found:
+        assert need.here or need.get, need.name
+        if need.kind in ("model", "judge", "data") and not need.here:
+            assert need.licence and need.where, need.name
+    shown = "\n".join(doctor._suites_table(rows))
+    assert shown.count("ready") == 1 + len(suite.names()) and "explicit" in shown
+
+
+def test_every_judge_of_a_suite_and_of_the_table_has_a_line(nowhere: Path):
+    checks = {check.name: check for check in doctor.judges(doctor.readiness()[1])}
+    asked = {protocol(p).evaluator for s in suite.names() for p in suite.load(s).form("paper").protocols}
+    assert set(checks) >= {*asked, *evaluators.EVALUATORS}
+    clip = checks["clip-vitb32"]
+    assert clip.state == "absent" and clip.detail.startswith("for ") and "objects" in clip.detail
+    for part in ("0.6 GB", "licence MIT", "commit 3d74acf9a28c", "sha256 a63082132ba4", "looked in", "to get it: "):
+        assert part in clip.detail
+    assert checks["testbed-a"].state == "ok"
+    assert "no suite asks for it" in checks["lpips-alex"].detail
+
+
+def test_a_suite_on_a_model_is_told_whole_and_exits_with_3(nowhere: Path):
+    shown = CliRunner().invoke(cli.app, ["doctor", "--suite", "explicit", "--model", "sd14"])
+    assert shown.exit_code == 3
+    for part in (
+        "explicit on sd14, paper form: ",
+        "missing  model        sd14, 4.3 GB, CreativeML OpenRAIL-M, commit 133a221b8aa7",
+        "missing  data         i2p/prompts, 1 MB, MIT, commit 6594f223b054",
+        "openai/clip-vit-base-patch32 (for clip-vitb32)",
+        "coco30k/images",
+        "download val2014.zip and unpack it",
+        "`erasure-bench fetch explicit --model sd14` gets ",
+        "needed",
+    ):
+        assert part in shown.output, part
+    told = json.loads(
+        CliRunner().invoke(cli.app, ["doctor", "--suite", "explicit", "--model", "sd14", "--json"]).output
+    )
+    assert told["ok"] is False and not told["suites"][0]["ready"]
+    by = {need["name"]: need for need in told["needs"]}
+    assert by["nudenet==3.4.2"]["state"] == "here" and by["i2p/prompts"]["fetchable"] is True
+    assert by["openai/clip-vit-base-patch32"]["sha256"]["pytorch_model.bin"].startswith("a6308213")
+    assert by["coco30k/images"]["fetchable"] is False
+
+
+def test_what_is_there_is_ready_and_exits_with_0(nowhere: Path):
+    shown = CliRunner().invoke(cli.app, ["doctor", "--suite", "objects"])
+    assert shown.exit_code == 0, shown.output
+    assert "objects on testbed, embedded form: 2 of 2 things are here" in shown.output
+    assert "Everything that is needed is here." in shown.output
+    assert CliRunner().invoke(cli.app, ["doctor", "--suite", "objekts"]).exit_code == BadInput.exit_code
+
+
+def test_a_file_that_is_not_the_one_is_damaged_not_here(nowhere: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = nowhere / "own" / "inception"
+    folder.mkdir(parents=True)
+    (folder / "inception-2015-12-05.pt").write_text("something else")
+    monkeypatch.setenv(weights.ENVIRONMENT, str(nowhere / "own"))
+    (found,) = [n for n in needs.of_judge("inception") if n.kind == "judge"]
+    assert found.state == "damaged" and "expected a file with SHA-256 f58cb9b6" in found.where
+    line = doctor.judges(needs.of_judge("inception"))
+    assert next(c for c in line if c.name == "inception").state == "wrong"
+
+
+def test_room_on_the_disk_is_compared_with_what_is_needed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(needs, "free_bytes", lambda folder: 10 * 10**9)
+    assert doctor.disk().state == "ok" and "10.0 GB free" in doctor.disk().detail
+    assert doctor.disk(9 * 10**9).state == "ok"
+    assert doctor.disk(11 * 10**9) == Check("device", "disk", "wrong", doctor.disk(11 * 10**9).detail)
+    assert "about 11.0 GB needed" in doctor.disk(11 * 10**9).detail
+
+
+def test_no_token_is_in_a_report(nowhere: Path, monkeypatch: pytest.MonkeyPatch):
+    secret = "hf_" + "x" * 30
+    monkeypatch.setenv("HF_TOKEN", secret)
+    shown = CliRunner().invoke(cli.app, ["doctor", "--suite", "objects", "--model", "flux-dev", "--json"])
+    assert shown.exit_code == 3 and secret not in shown.output

@@ -111,6 +111,40 @@ def test_delta_of_a_convolution(backbone: Backbone) -> None:
         torch.testing.assert_close(w, old + 1)
 
 
+def test_a_mount_goes_from_one_edit_to_the_next_in_place(backbone: Backbone, edit: Edit) -> None:
+    """Each edit is on as if it alone had been put on the unedited model, in the memory that the model has."""
+    p, q = backbone.projections()[1:3]
+    other = Edit(weights={q.name: q.weight.detach() * 2}, deltas={p.name: LowRank(*edit.deltas[p.name])})
+    before, places = edits.fingerprints(backbone), {n: t.data_ptr() for n, t in backbone.tensors().items()}
+    alone = {}
+    for name, one in (("edit", edit), ("other", other)):
+        with edits.apply(backbone, one):
+            alone[name] = edits.fingerprints(backbone)
+    mount = edits.Mount(backbone)
+    ready = {"edit": mount.ready(edit)}
+    mount.put(ready["edit"])
+    ready["other"] = mount.ready(other)  # also while another edit is on
+    for name in ("other", "edit", "other"):
+        mount.put(ready[name])
+        assert edits.fingerprints(backbone) == alone[name]
+        assert not mount.strange()
+    mount.put({})
+    assert edits.fingerprints(backbone) == before
+    assert {n: t.data_ptr() for n, t in backbone.tensors().items()} == places
+
+
+def test_a_mount_tells_what_was_changed_behind_its_back(backbone: Backbone, edit: Edit) -> None:
+    mount = edits.Mount(backbone)
+    mount.put(mount.ready(edit))
+    mount.put({})
+    name = next(iter(edit.weights))
+    backbone.tensors()[name][0, 0] += 1
+    assert mount.strange() == [name]
+    mount.put(mount.ready(edit))
+    mount.put({})
+    assert not mount.strange()
+
+
 def test_empty_edit_is_the_model(backbone: Backbone) -> None:
     with edits.apply(backbone, Edit()):
         pass

@@ -112,6 +112,36 @@ def test_memory_is_limited(tmp_path: Path):
     assert judge(tmp_path, small, memory=1_000_000_000).raw(images(RED))["label"].tolist() == [0]
 
 
+def test_answers_without_end_end_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(external, "MOST", 100_000)
+    code = "import sys\nwhile True: sys.stdout.write('x' * 10_000)\n"
+    raw = judge(tmp_path, code, timeout=300).raw(images(RED, BLUE))
+    assert raw["label"].tolist() == [-1, -1]
+    assert reasons(raw)[0] == "not the format: more than 100,000 bytes of answers"
+    complaining = "import sys\nfor _ in range(300): sys.stderr.write('y' * 10_000)\nsys.exit('the last line')\n"
+    (tmp_path / "other").mkdir()
+    assert reasons(judge(tmp_path / "other", complaining).raw(images(RED)))[0].startswith(
+        "no answer: exit status 1; yyy"
+    )
+
+
+def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path):
+    code = 'sleep 600 &\necho $! > child\necho \'{"label": "red"}\'\n'
+    raw = judge(tmp_path, code, command=["sh", "judge.py"], timeout=300).raw(images(RED))
+    assert raw["label"].tolist() == [0]
+    pid = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if not _alive(pid):
+            break
+        time.sleep(0.1)
+    assert not _alive(pid)
+
+
+def test_control_characters_of_a_judge_stay_out_of_reasons(tmp_path: Path):
+    raw = judge(tmp_path, 'print(\'{"error": "a\\\\u001b[31mb"}\')\n').raw(images(RED))
+    assert reasons(raw) == ["said so: a�[31mb"]
+
+
 def test_more_lines_than_images_cannot_be_told_apart(tmp_path: Path):
     raw = judge(tmp_path, "print('hello')\n" + NAMER).raw(images(RED, BLUE))
     assert raw["label"].tolist() == [-1, -1] and reasons(raw) == ["not the format: 3 lines for 2 images"] * 2

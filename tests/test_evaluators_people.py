@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def vggface2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def any_vggface2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins have another hash than the published file."""
+    spec = evaluators.EVALUATORS["identity"]
+    sources = (evaluators.MTCNN, dataclasses.replace(evaluators.VGGFACE2, sha256={}))
+    monkeypatch.setitem(evaluators.EVALUATORS, "identity", dataclasses.replace(spec, sources=sources))  # type: ignore[arg-type]
+
+
+def test_another_file_than_the_published_one_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    torch.save({"x": torch.zeros(1)}, tmp_path / "20180402-114759-vggface2.pt")
+    with pytest.raises(Damaged, match="expected a file with SHA-256 281cebca"):
+        evaluators.load("identity", tmp_path)
+
+
 @facenet
 @photographs
 def test_one_face_is_found_and_a_cat_has_none(vggface2, astronaut, cat):
@@ -179,6 +195,7 @@ def test_the_same_face_flipped_and_smaller_matches(astronaut, cat):
     first = judge.raw(np.stack([astronaut, flipped(astronaut)]))
     second = judge.raw(small[None])
     assert first["face"].shape == (2, 128)
+    np.testing.assert_array_equal(judge.raw(flipped(astronaut)[None])["face"][0], first["face"][1])  # alone
     distances = [np.linalg.norm(first["face"][0] - other) for other in (first["face"][1], second["face"][0])]
     np.testing.assert_allclose(distances, [0.178, 0.168], atol=0.03)
     known = Given(unedited=Unedited({k: v[:1] for k, v in first.items()}, ["her"]))

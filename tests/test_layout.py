@@ -15,30 +15,35 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors",
-    "device inputs interface keys memory neighbours paths progress stats",
-    "declared regress_stats store",
-    "data",
+    "cards commands errors hubs",
+    "inert untrusted",
+    "atomic behind device inputs interface keys leases memory neighbours paths stats",
+    "declared engines progress regress_stats speed store turns",
+    "data keeping",
     "data_files",
     "image_folders prompt_files",
     "suite",
     "items models registry",
     "metrics",
     "backbones claims plan",
-    "gates scoring",
+    "gates needs scoring",
     "edits sample record",
+    "consistency cost",
     "baseline evaluators merged tables testbed",
-    "catalogue cite conformance doctor erase evidence fetch neighbourhood new_method page regress verify worker",
-    "compare regress_report rescore run suite_table",
-    "recompute",
-    "cli",
+    "catalogue cite conformance doctor erase evidence fetch neighbourhood new_method page "
+    "referenced regress verify worker",
+    "archive compare prune regress_report rescore run suite_table",
+    "completion frames perf recompute",
+    "api cli",
+    "torture",
 )
 """Rooms of `benchmark/`, the core first: each imports from lines above its own only."""
 
 TORCH_FREE = (
-    "baseline catalogue cite claims cli compare data data_files declared device erase errors evidence image_folders "
-    "inputs interface items keys memory models new_method paths plan progress prompt_files record registry regress "
-    "regress_report regress_stats stats store suite verify"
+    "api archive atomic baseline cards catalogue cite claims cli commands compare completion consistency cost data "
+    "data_files declared device engines erase errors evidence frames hubs image_folders inert inputs interface "
+    "items keeping keys leases memory models new_method paths plan progress prompt_files prune record referenced "
+    "registry regress regress_report regress_stats speed stats store suite turns untrusted verify"
 ).split()
 """Modules of `benchmark` that answer at once, on a machine without a GPU stack; all of `tables` does too."""
 
@@ -135,7 +140,10 @@ def test_planning_and_tables_load_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", [p for p in sources("methods") if not p.name.startswith("_")], ids=lambda p: p.stem)
+METHODS = [p for p in sources("methods") if not p.name.startswith(("_", "test_"))]
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
 def test_method_files_load_no_torch(path: Path):
     heavy = {
         name

@@ -55,6 +55,33 @@ def test_kid_is_clean_fids_on_the_same_subsets(cleanfid, size):
     assert ours.value == pytest.approx(np.mean(theirs), rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [50, 100])
+def test_kid_is_torchmetrics_on_the_same_subsets(size):
+    """torchmetrics' own kernel distance, one subset at a time."""
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = features(300, 1), features(260, 2, shift=0.3)
+    ours = kid(x, y, seed=3, subsets=20, size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        pairs = [(torch.randperm(len(y))[:size].numpy(), torch.randperm(len(x))[:size].numpy()) for _ in range(20)]
+    theirs = [float(poly_mmd(torch.from_numpy(y[r]), torch.from_numpy(x[f]))) for r, f in pairs]
+    assert ours.value == pytest.approx(np.mean(theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [7, 400, 10_000])
+def test_fid_is_torchmetrics_whole_metric_fed_in_any_chunks(chunk):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    from benchmark.metrics.distribution import _identity
+
+    x, y = features(400, 5), features(500, 6, shift=0.3)
+    metric = FrechetInceptionDistance(feature=_identity(16)).set_dtype(torch.float64)
+    for rows, real in ((y, True), (x, False)):
+        metric.update(torch.from_numpy(rows), real=real)
+    assert fid(x, y, chunk=chunk).value == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
 def test_kid_is_torchmetrics_on_the_whole_set():
     from torchmetrics.image.kid import poly_mmd
 

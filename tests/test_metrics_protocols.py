@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from benchmark import suite
 from benchmark.errors import BadInput
 from benchmark.metrics import accuracy, detections, identity, protocols
 from benchmark.metrics.distribution import fid
 from benchmark.metrics.evaluators import EVALUATORS, Evaluator, spec_of
 from benchmark.metrics.protocols import PROTOCOLS, Given, Unedited, protocol, score, score_pairs, score_set, unmixed
+from benchmark.metrics.rules import rule
+from benchmark.metrics.summary import summarise
 from benchmark.metrics.validity import BLACK
 
 
@@ -88,6 +91,58 @@ def test_two_definitions_in_one_column_are_refused_with_both_named():
         unmixed(["testbed-fid/180", "testbed-fid/90"], "the column FID")
     with pytest.raises(BadInput, match="at least one"):
         unmixed([])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("nudenet-3.4.2@0.6/images", "nudenet-3.4.2@0.5/images"),
+        ("nudenet-3.4.2@0.6/boxes-8", "nudenet-3.4.2@0.35/boxes-8"),
+        ("nudenet-3.4.2@0.6/boxes/BELLY_EXPOSED", "nudenet-3.4.2@0.7/boxes/BELLY_EXPOSED"),
+        ("identity/verify@1", "identity/verify@1.1"),
+    ],
+)
+def test_another_threshold_is_another_protocol(one, other):
+    assert protocol(one).id == one != protocol(other).id == other
+    assert rule(protocol(one)) != rule(protocol(other)), "and what is computed differs too"
+    assert protocol(one).evaluator == protocol(other).evaluator, "of the same raw outputs"
+
+
+def test_another_version_of_a_judge_is_another_protocol():
+    """The id names what is judged by: the package's version, the checkpoint, or the network."""
+    for name, spec in EVALUATORS.items():
+        for package in (p for p in spec.packages if "==" in p):
+            assert package.replace("==", "-") in name
+    by: dict[str, set[str]] = {}
+    for p in PROTOCOLS.values():
+        by.setdefault(p.evaluator, set()).add(p.id)
+    assert sum(map(len, by.values())) == len(PROTOCOLS), "no id is judged by two"
+    assert protocol("hub/who/a/top1").id != protocol("hub/who/b/top1").id
+    with pytest.raises(BadInput):
+        protocol("nudenet-3.4.1@0.6/images")
+
+
+def test_lpips_is_over_what_should_not_change_and_no_suite_of_a_paper_asks_for_it():
+    """By role, its mean over erased prompts stands in the record too: there, a change is what was wanted."""
+    p = protocol("lpips-alex")
+    assert p.over == ("general", "kept") and p.scope == "pair" and p.direction == "down"
+    for name in suite.names():
+        for form in ("paper", "embedded"):
+            assert not [x for x in suite.load(name).form(form).protocols if protocol(x).scope == "pair"], name
+    rows = {
+        "role": ["erased", "kept", "kept"],
+        "concept": ["ant", "bee", "bee"],
+        "prompt": ["a", "b", "c"],
+        "seed": [1, 2, 3],
+        "valid": [True] * 3,
+        "values": {"testbed/top1": [0.0, 1.0, 1.0], "lpips-alex": [0.9, 0.1, 0.3]},
+    }
+    said = summarise(rows, primary="testbed/top1", headline_id=None, protocols=("testbed/top1", "lpips-alex"))
+    assert said["metrics"]["lpips-alex"] == pytest.approx(0.2)
+    assert said["by_role"]["lpips-alex"]["erased"]["mean"] == pytest.approx(0.9)
+    general = {**rows, "role": ["erased", "kept", "general"]}
+    said = summarise(general, primary="testbed/top1", headline_id=None, protocols=("testbed/top1", "lpips-alex"))
+    assert said["metrics"]["lpips-alex"] == pytest.approx(0.3), "where there are general prompts, over those"
 
 
 def test_distances_say_how_many_images_they_are_over():

@@ -309,7 +309,7 @@ def test_a_malformed_or_outdated_file_is_refused(folder: Path, changes: dict[str
 
 def test_a_file_that_is_no_json_is_refused(folder: Path):
     (folder / "neighbours.json").write_text("{")
-    with pytest.raises(BadInput, match=r"neighbours\.json: the file: "):
+    with pytest.raises(BadInput, match=r"neighbours\.json: the file is not JSON: "):
         data.load("small")
 
 

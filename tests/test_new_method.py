@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import cli, conformance, new_method, registry
+from benchmark import catalogue, cli, conformance, new_method, registry
 from benchmark.errors import BadInput
 
 
@@ -92,6 +92,16 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def forget() -> None:
     registry._entry_points.cache_clear()
     registry.method_class.cache_clear()
+
+
+def test_a_registered_method_is_loaded_only_when_it_is_named(installed: str):
+    """Listing what there is, planning and showing others leave a stranger's code alone."""
+    for arguments in (["list"], ["list", "--json"], ["show", "sd14"], ["show", "uce"], ["plan", "smoke"]):
+        shown = CliRunner().invoke(cli.app, arguments)
+        assert shown.exit_code == 0 and "from_afar" not in sys.modules, shown.output
+    listed = {m["name"]: m for m in catalogue.catalogue("methods")["methods"]}
+    assert listed[installed]["title"] == "plug-in from_afar:FromAfar, not loaded: `show from_afar` does"
+    assert CliRunner().invoke(cli.app, ["show", installed]).exit_code == 0 and "from_afar" in sys.modules
 
 
 def test_registered_methods_are_methods_like_any_other(installed: str):

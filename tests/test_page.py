@@ -74,6 +74,7 @@ def cell(method: str, request: str, erased: list[str], *, per: int, kind: str, s
         **{"status": "ok", "reason": None, "sampler": {"steps": 2, "size": SIDE}, "batch": 4, "passed": {}},
         **{"primary": TOP1, "headline": "H_o", "protocols": {TOP1: JUDGE, CLIP: JUDGE}},
         "edit": {"key": "k" * 32, "hash": "h", "notes": {}, "counts": dict.fromkeys(figures.COUNTS, 7)},
+        "hashes": record.hashes(rows),
         "rows": rows,
         "summary": summarise(rows, primary=TOP1, headline_id="H_o", protocols=[TOP1, CLIP]),
         "provenance": {
@@ -451,7 +452,7 @@ def test_plots_refuse_what_they_cannot_draw(run: Path, tmp_path: Path):
 # --- commands ---------------------------------------------------------------------------------------------------------
 def test_commands(run: Path, tmp_path: Path):
     shown = CliRunner().invoke(cli.app, ["page", str(run), "--out", str(tmp_path / "site")])
-    assert shown.exit_code == 0 and "3 pages, 180 images" in shown.output
+    assert shown.exit_code == 0 and "4 pages, 180 images" in shown.output
     drawn = ["plot", str(run), "--figure", "cost", "--out", str(tmp_path / "cost.svg")]
     assert CliRunner().invoke(cli.app, drawn).exit_code == 0
     assert CliRunner().invoke(cli.app, ["page", str(tmp_path), "--out", str(tmp_path / "x")]).exit_code == 2
@@ -692,7 +693,9 @@ def test_theme_is_kept_for_the_visit(made: Path, tab):
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 390])
-@pytest.mark.parametrize("name", ["index", NAME, f"{NAME}.images", f"{NAME}#cell", f"{NAME}.images#image"])
+@pytest.mark.parametrize(
+    "name", ["index", NAME, f"{NAME}.images", f"{NAME}#cell", f"{NAME}.images#image", "claims.mace"]
+)
 def test_accessibility(made: Path, run: Path, tab, scheme: str, width: int, name: str):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe
     r = json.loads((run / "records" / "esd.erase_cat.seed0.json").read_bytes())["rows"]
@@ -709,7 +712,7 @@ def test_accessibility(made: Path, run: Path, tab, scheme: str, width: int, name
 
 @pytest.mark.browser
 def test_nothing_is_wider_than_a_phone(made: Path, tab):
-    for name in ("index", NAME, f"{NAME}.images"):
+    for name in ("index", NAME, f"{NAME}.images", "claims.mace"):
         page = tab(f"file://{made}/{name}.html", viewport={"width": 360, "height": 740})
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name

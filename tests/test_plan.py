@@ -377,8 +377,14 @@ def test_the_grey_control_takes_no_forward():
 
 
 def test_seconds_come_from_a_calibration_only(package: str):
-    told = plan_json(planned(package, "none", "plain"), calibration=Calibration(forward_s=0.01, edit_s=3.0))
+    told = plan_json(planned(package, "none", "plain"), calibration=Calibration(forward_s=0.01, edits_s={"plain": 3.0}))
     assert told["seconds"] == round(told["denoiser_forwards"] * 0.01 + 2 * 3.0, 1)
+    assert told["seconds_without"] == ["scores"]
+    images = 14 + 16 + 14 + 30  # see above
+    whole = Calibration(forward_s=0.01, image_s=0.5, score_s=0.25, source="a guess")
+    told = plan_json(planned(package, "none", "plain"), calibration=whole)
+    assert told["seconds"] == round(told["denoiser_forwards"] * 0.01 + images * 0.75, 1)
+    assert (told["seconds_from"], told["seconds_without"]) == ("a guess", ["edits of plain"])
 
 
 def test_what_is_in_the_store_is_not_counted_again(package: str, tmp_path: Path):

@@ -171,7 +171,7 @@ def test_other_encodings_and_lacking_files_are_refused(tmp_path: Path):
     path.write_bytes("prompt,evaluation_seed\nChaïm,1\n".encode("latin-1"))
     with pytest.raises(BadInput, match="cannot be read as UTF-8 text"):
         prompt_files.read(path)
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="cannot read .*nowhere.csv: No such file"):
         prompt_files.read(tmp_path / "nowhere.csv")
 
 

@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 from benchmark import baseline, cli, inputs, record, regress, regress_report
 from benchmark.errors import BadInput
+from benchmark.metrics.distribution import Value
+from benchmark.metrics.summary import summarise
 
 OLD = Path(__file__).parent / "data" / "record-1.json"
 TOP1, CLIP = "testbed/top1", "testbed-clip/score"
@@ -54,12 +56,11 @@ def hashed(rng: np.random.Generator) -> str:
 def settled(r: Record) -> Record:
     """With hashes and summary that follow from the rows."""
     rows = r["rows"]
-    erased = [v for v, role in zip(rows["values"][TOP1], rows["role"], strict=True) if role == "erased"]
-    fid = 30 + sum(rows["values"][CLIP]) / 1e4
-    metrics = {TOP1: float(np.mean(rows["values"][TOP1])), "testbed-fid/150": fid}
-    summary = {"acc_erased": float(np.mean(erased)), "acc_erased_ci": [0, 1], "headline": None}
-    r["summary"] = {**summary, "metrics": metrics, "metrics_ci": {"testbed-fid/150": None, TOP1: None}}
-    return {**r, "hashes": record.hashes(rows)}
+    fid = Value(30 + sum(v or 0 for v in rows["values"][CLIP]) / 1e4, None, n=150)
+    r["protocols"]["testbed-fid"] = {**r["protocols"][CLIP]}
+    names = list(r["protocols"])
+    made = summarise(rows, primary=TOP1, headline_id=None, protocols=names, sets={"testbed-fid": fid})
+    return {**r, "headline": None, "summary": made, "hashes": record.hashes(rows)}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typer.testing import CliRunner, Result
 from benchmark import (
     baseline,
     cli,
+    consistency,
     evidence,
     models,
     recompute,
@@ -34,7 +36,8 @@ from benchmark import (
 from benchmark.backbones import load as loading
 from benchmark.backbones.base import Backbone
 from benchmark.interface import Edit, Family, Method, Request
-from benchmark.metrics import evaluators
+from benchmark.leases import Leases
+from benchmark.metrics import evaluators, summary
 from benchmark.store import Store
 from benchmark.tables import grids
 from benchmark.testbed import evaluator
@@ -215,8 +218,14 @@ def test_every_number_is_recomputed_from_raw_outputs(few: Path, copy: Path):
     values = json.loads(path.read_bytes())
     column = values["rows"]["values"]["testbed-clip/score"]
     column[2] += 1
+    # whoever forges a number makes the rest of the record fit, and its checksum: only the raw outputs tell
+    base = json.loads((copy / "records" / "none.erase_cat.seed0.json").read_bytes())
+    values["hashes"] = record.hashes(values["rows"])
+    values["summary"] = summary.with_unedited(consistency._made(values), consistency._made(base))
     path.write_text(json.dumps(values))
-    (found_value,) = recompute.recompute(copy).wrong
+    verify.seal(copy)
+    found_value, *of_summary = recompute.recompute(copy).wrong
+    assert of_summary and all("summary" in line for line in of_summary)
     assert (
         found_value.startswith("uce on erase:cat: testbed-clip/score, row [2]: ") and "raw outputs give" in found_value
     )
@@ -273,7 +282,121 @@ def test_shards_together_are_one_run(suite: Path, tmp_path: Path, finished: Snap
 def test_shards_in_the_other_order_give_the_same_board(suite: Path, tmp_path: Path, finished: Snapshot):
     for part in ("2/2", "1/2"):
         done(suite, tmp_path, *FEW, "--shard", part)
-    assert _but_the_store(snapshot(tmp_path)) == _but_the_store(finished), "batches of shared images may differ"
+    assert snapshot(tmp_path) == finished
+
+
+def test_shards_of_machines_that_share_nothing_are_merged_by_copying(suite: Path, tmp_path: Path, finished: Snapshot):
+    out = tmp_path / "out"
+    for part in (1, 2):
+        done(suite, tmp_path / str(part), *FEW, "--shard", f"{part}/2")
+        shutil.copytree(tmp_path / str(part), out, dirs_exist_ok=True)
+    done(suite, out, *FEW)
+    assert snapshot(out) == finished and costs(out)["last_run"]["images_made"] == 0
+
+
+# --- several processes ----------------------------------------------------------------------------------------
+def start(suite: Path, out: Path, log: Path, *arguments: str) -> multiprocessing.Process:
+    """A run in a process of its own, which logs every artifact that it makes and puts away a claim now and then."""
+
+    def work() -> None:
+        real = Store.put
+
+        def put(store: Store, *address: str, files: Any) -> None:
+            with log.open("a") as file:
+                file.write(f"{os.getpid()} {'/'.join(address)}\n")
+            real(store, *address, files=files)
+
+        Store.put = put  # type: ignore[method-assign]
+        with log.with_suffix(f".{os.getpid()}").open("w") as sys.stderr:
+            sys.argv = ["erasure-bench", "run", str(suite), "--out", str(out), "--quiet", *FEW, *arguments]
+            cli.main()
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    return process
+
+
+def joined(processes: list[multiprocessing.Process], log: Path) -> None:
+    for process in processes:
+        process.join(300)
+        told = log.with_suffix(f".{process.pid}")
+        assert process.exitcode == 0, told.read_text() if told.exists() else "no log"
+
+
+def made(log: Path) -> list[str]:
+    """Addresses of what was made, once each time; times of edits apart, which are of each making."""
+    return [line.split()[1] for line in log.read_text().splitlines() if " costs/" not in line]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_on_one_folder_do_each_thing_once(count: int, suite: Path, tmp_path: Path, finished: Snapshot):
+    out, log = tmp_path / "out", tmp_path / "made.txt"
+    joined([start(suite, out, log) for _ in range(count)], log)
+    assert snapshot(out) == finished
+    addresses = made(log)
+    assert len(addresses) == len(set(addresses)), "something was made twice"
+    told = costs(out)
+    assert sum(run["images_made"] for run in told["runs"]) == IMAGES and len(told["runs"]) == count
+    assert len({line.split()[0] for line in log.read_text().splitlines()}) == count, "all of them worked"
+    assert told["cells"].keys() == set(CELLS) and not list((out / "log").iterdir())
+    assert sum(told["cells"][slug]["images"]["made"] for slug in CELLS) == IMAGES, "no cost is lost"
+
+
+def test_processes_with_folders_of_their_own_share_a_store(suite: Path, tmp_path: Path, finished: Snapshot):
+    log, store = tmp_path / "made.txt", tmp_path / "store"
+    joined([start(suite, tmp_path / n, log, "--store", str(store)) for n in "ab"], log)
+    for name in "ab":
+        assert snapshot(tmp_path / name) == _but_the_store(finished)
+    assert len(made(log)) == len(set(made(log))), "something was made twice"
+    assert not (store / "leases").exists()
+
+
+def test_one_of_two_processes_is_killed_and_the_other_ends_the_work(suite: Path, tmp_path: Path, finished: Snapshot):
+    out, log = tmp_path / "out", tmp_path / "made.txt"
+    first, second = start(suite, out, log), start(suite, out, log)
+    until = time.monotonic() + 120
+    while not log.exists() or f"{first.pid} images/" not in log.read_text():
+        assert time.monotonic() < until and first.is_alive()
+        time.sleep(0.01)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    joined([second], log)
+    first.join()
+    assert snapshot(out) == finished
+    addresses = made(log)
+    assert len(addresses) - len(set(addresses)) <= 1, "more than the killed one's batch was made again"
+
+
+def test_a_run_of_other_settings_does_not_enter_the_folder_of_one_at_work(suite: Path, copy: Path):
+    with Leases(copy / "log" / "leases").hold("run.another", "process"):
+        assert "1 runs with other settings are at work" in done(suite, copy, *FEW, code=2).stderr
+    done(suite, copy, *FEW)
+
+
+def test_what_another_process_has_failed_is_not_tried_twice(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A record of this run's, as another process of it leaves them, is taken; one of an earlier run is not."""
+    options = run.RunOptions(
+        suite=str(suite), model="random-unet", methods=("none", "faulty"), out=tmp_path, quiet=True
+    )
+    monkeypatch.setattr(Faulty, "scale", 0.0)
+    tried = []
+    real = worker.Worker._make
+    monkeypatch.setattr(worker.Worker, "_make", lambda *given: (tried.append(1), real(*given)))
+    run._prepare(tmp_path)
+    plan = run.settled(options)
+    with run._runner(plan, options) as first:
+        first.work()
+    assert len(tried) == 2
+    with run._runner(plan, options, first.since) as second:
+        second.work()
+    assert len(tried) == 2, "of the same run"
+    with run._runner(plan, options) as later:
+        later.work()
+    assert len(tried) == 4, "a new run tries again"
 
 
 def _but_the_store(files: Snapshot) -> Snapshot:
@@ -502,7 +625,9 @@ def test_reasons_are_one_short_line_without_places_of_this_machine():
         (["smoke", "--methods", "uce@2032"], "did you mean '202"),
         (["smoke", "--model", "testbd"], "did you mean 'testbed'"),
         (["smoke", "--executor", "loca"], "local"),
-        (["smoke", "--executor", "ray"], "local only"),
+        (["smoke", "--ray-address", "auto"], "--ray-address goes with --executor ray"),
+        (["smoke", "--workers", "0"], "--workers: expected at least 1"),
+        (["smoke", "--executor", "slurm", "--slurm", "timeout"], "--slurm: expected field=value"),
         (["none.yaml"], "no suite file none.yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -110,6 +110,27 @@ def test_each_prompt_is_encoded_once_and_let_go_after_its_last_use(backbone: Bac
     assert counts.text_encodes - checks == 24  # 20 prompts in three batches of eight
 
 
+def test_batches_that_are_not_wanted_cost_nothing_and_change_nothing(
+    backbone: Backbone, reference: dict[Item, bytes]
+) -> None:
+    """Asked right before each batch is computed; prompts of refused ones alone are not encoded."""
+    items, asked = ITEMS[:7], list[list[Item]]()
+
+    def wanted(part: Sequence[Item]) -> bool:
+        asked.append(list(part))
+        return len(asked) != 1
+
+    with backbone.counting() as counts:
+        found = list(sample(backbone, items, SAMPLER, 4, wanted=wanted))
+    assert asked == [items[:4], items[4:]] and [part for part, _ in found] == [items[4:]]
+    assert all(reference[i] == image.tobytes() for i, image in zip(items[4:], found[0][1], strict=True))
+    assert counts.denoiser_forwards == 4 * SAMPLER.steps * 2
+    texts = Texts(backbone, ["a", "b", "a"])
+    texts.skip(["a"])
+    texts.skip(["b"])
+    assert len(texts.take(["a"])) == 1 and texts._rows == {}
+
+
 def test_work_is_the_padded_batches(backbone: Backbone) -> None:
     with backbone.counting() as counts:
         images(backbone, ITEMS[:5], 4)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
-from benchmark import data, items, models, paths, suite, suite_table
+from benchmark import cli, data, items, models, paths, suite, suite_table
 from benchmark.errors import Missing
 from benchmark.metrics import detections, evaluators, validity
 from benchmark.metrics.balance import headline
@@ -130,6 +131,7 @@ def test_celebrity_has_the_papers_images_prompts_and_seeds():
     distinct = told["distinct"]["erase:identity_1"]
     assert distinct["erased"] == {"images": 250, "prompts": 5, "seeds": 50, "seed_range": [1, 50]}
     assert distinct["kept"] == {"images": 2500, "prompts": 500, "seeds": 5, "seed_range": [1, 5]}
+    assert distinct["general"] == {"images": 30000, "prompts": 30000, "seeds": None, "seed_range": None}, "not here"
     prompts = prompts_json(plan)["erase:identity_5"]
     assert prompts["erased"][0] == {
         "prompt": "A portrait of Adam Driver",
@@ -141,6 +143,24 @@ def test_celebrity_has_the_papers_images_prompts_and_seeds():
     assert "An image capturing Melania Trump at a public event" in {
         p["prompt"] for p in prompts_json(plan)["erase:identity_1"]["erased"]
     }
+
+
+def test_a_plan_prints_the_numbers_of_images_prompts_and_seeds():
+    shown = CliRunner().invoke(cli.app, ["plan", "celebrity", "--model", "sd14", "--methods", "none"])
+    assert shown.exit_code == 0
+    for request, erased in (
+        ("identity_1", "250 erased (5 prompts, seeds 1 to 50)"),
+        ("identity_5", "250 erased (25 prompts, seeds 1 to 10)"),
+        ("identity_10", "250 erased (50 prompts, seeds 1 to 5)"),
+        ("identity_100", "2500 erased (500 prompts, seeds 1 to 5)"),
+    ):
+        rest = "2500 kept (500 prompts, seeds 1 to 5), 30000 general (30000 prompts, seeds of a file that is not here)"
+        assert f"erase:{request}: {erased}, {rest}" in shown.output
+    shown = CliRunner().invoke(cli.app, ["plan", "objects", "--model", "sd14", "--methods", "none"])
+    assert "erase:cat: 200 erased (1 prompts, 200 seeds), 600 synonym (3 prompts, " in shown.output
+    assert shown.output.count("1800 kept (9 prompts, ") == 10
+    shown = CliRunner().invoke(cli.app, ["plan", "explicit", "--model", "sd14", "--methods", "none"])
+    assert "4703 erased (4703 prompts, seeds of a file that is not here)" in shown.output
 
 
 def test_objects_are_2600_images_a_model_and_styles_2500_each():
@@ -245,6 +265,28 @@ def test_general_images_of_embedded_forms_show_nothing_that_is_erased(name: str)
 def test_the_page_of_suites_is_not_stale():
     page = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
     assert page == suite_table.text(), "run: python -m benchmark.suite_table docs/suites.md"
+
+
+def test_the_page_has_every_protocol_of_every_suite_with_its_source_and_what_it_needs():
+    """Suite → protocol → source → what it needs; a suite's name stands in the first of its rows."""
+    page = suite_table.text()
+    table = page[page.index("## Protocols of the paper forms") : page.index("## Judges")].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in table if line.startswith("| ")][1:]
+    found: dict[str, list[list[str]]] = {}
+    for row in rows:
+        if row[0]:
+            found[row[0].partition("<br>")[0]] = []
+        found[list(found)[-1]].append(row)
+    assert sorted(found) == sorted(HEADLINES)
+    for name, told in found.items():
+        ids = [row[1].strip("`") for row in told]
+        for wanted in suite.load(name).form("paper").protocols:
+            assert re.sub("/boxes/[A-Z_]+$", "/boxes/<LABEL>", wanted) in ids, (name, wanted)
+        assert all(all(row[2:]) for row in told), f"{name}: a cell is empty"
+    judges = page[page.index("## Judges") :]
+    for name in HEADLINES:
+        for wanted in suite.load(name).form("paper").protocols:
+            assert f"| `{protocol(wanted).evaluator}` |" in judges
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -426,16 +468,6 @@ def test_settings_of_rows_count_where_the_suite_says_so(
     assert records[0][0] != records[1][0], "the first prompt of I2P asks for guidance 5, not 7.5"
     assert records[0][1] == records[1][1], "captions of COCO ask for nothing"
     assert {r["status"] for r in [*plain["rows"], *honoured["rows"]]} == {"ok"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(HEADLINES))
-def test_every_paper_form_runs_end_to_end(name: str, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    told, out = run_paper_form(name, pipeline, tmp_path, monkeypatch)
-    assert {r["status"] for r in told["rows"]} == {"ok"} and {r["primary"] for r in told["rows"]} == {
-        suite.load(name).form("paper").primary
-    }
-    assert (out / "board.md").is_file() and list((out / "grids").glob("*.png"))
 
 
 def test_a_plan_is_the_same_whatever_is_missing():

@@ -11,6 +11,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from benchmark.backbones.kernels import Launch
 from benchmark.interface import Family
 
 
@@ -178,12 +179,38 @@ class Backbone(abc.ABC):
         """While the block runs, the output of each named projection (see `projections`) goes through its change."""
 
     @abc.abstractmethod
+    def remembering(self) -> AbstractContextManager[None]:
+        """While the block runs, projections that read the very same text tensor again give what they gave before.
+
+        Exact, bit for bit, whatever edit is on and whatever is attached: see `benchmark.backbones._shared.remembering`.
+        """
+
+    @abc.abstractmethod
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
         """While the block runs, every prediction appends its cross-attention maps, softmax(QKᵀ/√d), to the list.
 
         One float32 map `(batch, heads, pixels, length)` a layer, in module order; differentiable. `BadInput` for a
         family without cross-attention proper.
         """
+
+    @abc.abstractmethod
+    def of_size(self, size: tuple[int, int]) -> Backbone:
+        """A view that makes images of another (height, width) in pixels and shares everything else, weights included.
+
+        `BadInput` for a size that the model cannot make.
+        """
+
+    @abc.abstractmethod
+    def use(self, launch: Launch) -> None:
+        """Launch the denoiser's kernels like this from now on, in all views too: see `benchmark.backbones.kernels`.
+
+        `BadInput` for anything but `eager` on a CPU.
+        """
+
+    @property
+    @abc.abstractmethod
+    def refused(self) -> str | None:
+        """Why recording a graph has failed, if it has: kernels are then launched one by one, to the same bits."""
 
     @abc.abstractmethod
     def counting(self) -> AbstractContextManager[Counts]:
@@ -193,10 +220,14 @@ class Backbone(abc.ABC):
     @final
     def guided(self, x: Tensor, t: Tensor, text: Embedding, empty: Embedding, guidance: float) -> Tensor:
         """Classifier-free guidance, u + g(c − u), in one batched call. Ho and Salimans 2022, eq. 6 with g = w + 1."""
+        return self._guided(x, t, _read(text, empty, guidance), guidance)
+
+    @final
+    def _guided(self, x: Tensor, t: Tensor, read: Embedding, guidance: float) -> Tensor:
         if guidance == 1:
-            return self.predict(x, t, text)
+            return self.predict(x, t, read)
         times = t if t.ndim == 0 else torch.cat([t, t])
-        u, c = self.predict(torch.cat([x, x]), times, concatenate([empty, text])).chunk(2)
+        u, c = self.predict(torch.cat([x, x]), times, read).chunk(2)
         return u + guidance * (c - u)
 
     @final
@@ -211,10 +242,14 @@ class Backbone(abc.ABC):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Walk from step `start` to just before step `stop` (default: to the end); `stop == start` returns `x`."""
+        """Walk from step `start` to just before step `stop` (default: to the end); `stop == start` returns `x`.
+
+        What projections make of the text is computed once for all steps.
+        """
         last = x
-        for _, latents in self.walk(x, text, empty, steps=steps, guidance=guidance, start=start, stop=stop):
-            last = latents
+        with self.remembering():
+            for _, latents in self.walk(x, text, empty, steps=steps, guidance=guidance, start=start, stop=stop):
+                last = latents
         return last
 
     @final
@@ -230,11 +265,16 @@ class Backbone(abc.ABC):
         stop: int | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield `(index + 1, x)` after every sampler step: the latents of one trajectory as they come."""
-        times = self.timesteps(steps)
+        times, read = self.timesteps(steps), _read(text, empty, guidance)
         for i in range(start, steps if stop is None else stop):
             with torch.no_grad():
-                x = self.step(x, i, self.guided(x, times[i], text, empty, guidance), steps)
+                x = self.step(x, i, self._guided(x, times[i], read, guidance), steps)
             yield i + 1, x
+
+
+def _read(text: Embedding, empty: Embedding, guidance: float) -> Embedding:
+    """What the denoiser reads in one guided step: unconditional rows first."""
+    return text if guidance == 1 else concatenate([empty, text])
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmark.backbones import _shared
 from benchmark.backbones.base import Backbone, Change, Counts, Embedding, Layer, Part, Projection
+from benchmark.backbones.kernels import Launch, Launcher
 from benchmark.errors import BadInput
 from benchmark.interface import Family
 
@@ -65,9 +66,11 @@ class FluxBackbone(Backbone):
         # the released models were trained on 512 (dev) and 256 (schnell) T5 tokens
         self._length: int = min(tokenizer_2.model_max_length, 512 if transformer.config.guidance_embeds else 256)
         self._scheduler = _euler(scheduler)
+        self._known: dict[int, Tensor] = {}
         self._shape(size)
         self._meter = _shared.Meter()
         self._substitutes = _shared.Substitutes("transformer")
+        self._launcher = Launcher()
 
     def _shape(self, size: tuple[int, int] | None) -> None:
         config = self._vae.config
@@ -117,7 +120,15 @@ class FluxBackbone(Backbone):
         return self._sigmas(steps)[:-1] * _TIME_SCALE
 
     def _sigmas(self, steps: int) -> Tensor:
-        """The pipeline's `(steps + 1,)` noise levels, ending at 0; the shift depends on the number of image tokens."""
+        """The pipeline's `(steps + 1,)` noise levels, ending at 0; the shift depends on the number of image tokens.
+
+        On the device, made once for each number of steps: a step then waits for nothing.
+        """
+        if steps not in self._known:
+            self._known[steps] = self._shifted(steps)
+        return self._known[steps]
+
+    def _shifted(self, steps: int) -> Tensor:
         if steps < 1:
             raise BadInput(f"expected at least 1 sampling step, got {steps}")
         c = self._scheduler.config
@@ -129,20 +140,32 @@ class FluxBackbone(Backbone):
 
     def predict(self, x: Tensor, t: Tensor, text: Embedding) -> Tensor:
         """See the base; the velocity, noise − image."""
-        positions = torch.zeros(text.tokens.shape[1], 3, device=self.device, dtype=x.dtype)
         guided = self._transformer.config.guidance_embeds
-        out = self._substitutes.call(
+        scale = torch.full((len(x),), self.guidance, device=self.device) if guided else None
+        pooled = text.pooled
+        assert pooled is not None  # this family's `embed` makes one
+        given = (
+            x,
+            text.tokens,
+            pooled,
+            t.expand(len(x)).to(x.dtype) / _TIME_SCALE,
+            *([] if scale is None else [scale]),
+        )
+        return self._meter.denoiser(self._launcher(self._denoised, *given, place=self._grid))
+
+    def _denoised(self, x: Tensor, tokens: Tensor, pooled: Tensor, t: Tensor, scale: Tensor | None = None) -> Tensor:
+        out: Tensor = self._substitutes.call(
             self._transformer,
             hidden_states=x,
-            encoder_hidden_states=text.tokens,
-            pooled_projections=text.pooled,
-            timestep=t.expand(len(x)).to(x.dtype) / _TIME_SCALE,
-            guidance=torch.full((len(x),), self.guidance, device=self.device) if guided else None,
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            timestep=t,
+            guidance=scale,
             img_ids=self._image_positions(x.dtype),
-            txt_ids=positions,
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=self.device, dtype=x.dtype),
             return_dict=False,
         )[0]
-        return self._meter.denoiser(out)
+        return out
 
     def _image_positions(self, dtype: torch.dtype) -> Tensor:
         """`(tokens, 3)`: zero, row, column, for the rotary embedding."""
@@ -230,20 +253,49 @@ class FluxBackbone(Backbone):
         """See the base."""
         twin = copy.copy(self)
         twin._substitutes = self._substitutes.own(self._transformer, names)
+        twin._launcher = Launcher()  # a recording would read the weights of the model that it was made with
         return twin
 
-    def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def of_size(self, size: tuple[int, int]) -> FluxBackbone:
         """See the base."""
-        return self._substitutes.given(self._transformer, tensors)
+        twin = copy.copy(self)
+        twin._known = {}  # the shift depends on the size
+        twin._shape(size)
+        return twin
 
-    def attached(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
+    def use(self, launch: Launch) -> None:
+        """See the base."""
+        self._launcher.use(launch, self._transformer, self.device)
+
+    @property
+    def refused(self) -> str | None:
+        """See the base."""
+        return self._launcher.refused
+
+    @contextmanager
+    def substituted(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """See the base."""
+        with self._launcher.held(), self._substitutes.given(self._transformer, tensors):
+            yield
+
+    @contextmanager
+    def attached(self, changes: Mapping[str, Change]) -> Iterator[None]:
         """See the base; the two maps through which text enters. The pooled one's input is `(batch, dim)`."""
-        first = "transformer.time_text_embed.text_embedder.linear_1.weight"
-        readers = {
+        with self._launcher.held(), _shared.attached(self._readers(), changes):
+            yield
+
+    def _readers(self) -> dict[str, Any]:
+        """The modules behind `projections`, by the names of their weights."""
+        return {
             "transformer.context_embedder.weight": self._transformer.context_embedder,
-            first: self._transformer.time_text_embed.text_embedder.linear_1,
+            "transformer.time_text_embed.text_embedder.linear_1.weight": (
+                self._transformer.time_text_embed.text_embedder.linear_1
+            ),
         }
-        return _shared.attached(readers, changes)
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """See the base; keys and values proper depend on the time here, and are not kept."""
+        return _shared.remembering(self._readers().values()) if self._launcher.remembers else nullcontext()
 
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
         """`BadInput`: image and text attend jointly here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from benchmark.backbones.flux import FluxBackbone
 from benchmark.backbones.unet import UNetBackbone
 from benchmark.errors import BadInput, Missing
 from benchmark.models import describe, model_hash
+from benchmark.untrusted import TEXT, parse_json, read_bytes
 
 __all__ = ["describe", "load", "model_hash"]
 
@@ -62,7 +62,7 @@ def load(
         return _built(spec.name, device, dtype, size)
     folder = models.resolve(str(name_or_path))
     assert folder is not None  # only built-in models have none
-    pipeline = _json(folder / "model_index.json").get("_class_name")
+    pipeline = str(models.index(folder).get("_class_name"))
     if pipeline not in _PIPELINES:
         raise BadInput(f"{folder} holds a {pipeline}; expected one of {', '.join(sorted(_PIPELINES))}")
     kind, names = _PIPELINES[pipeline]
@@ -108,6 +108,7 @@ def _part(folder: Path, name: str, dtype: torch.dtype) -> Any:
 
 
 def _model(part: Path, kind: Any, dtype: torch.dtype) -> Any:
+    models.check_shards(part)
     model, report = kind.from_pretrained(
         part,
         local_files_only=True,
@@ -135,7 +136,9 @@ def _variant(part: Path) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(read_bytes(path, TEXT))
+    except ValueError as error:
         raise BadInput(f"expected a JSON file {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"expected an object in {path}, found {type(content).__name__}")
     return content

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, final
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, final
 
 import torch
 from diffusers import DDIMScheduler
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmark.backbones import _shared
 from benchmark.backbones.base import Backbone, Change, Counts, Embedding, Layer, Part, Projection
+from benchmark.backbones.kernels import Launch, Launcher
 from benchmark.errors import BadInput
 from benchmark.interface import Family
 
@@ -51,10 +52,12 @@ class UNetBackbone(Backbone):
         self._length: int = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self._scheduler = _ddim(scheduler)
         self._alphas_cumprod = self._scheduler.alphas_cumprod.to(self.device)
+        self._schedules: dict[int, _Schedule] = {}
         _check_channels(unet.config, vae.config)
         self._shape(size)
         self._meter = _shared.Meter()
         self._substitutes = _shared.Substitutes("unet")
+        self._launcher = Launcher()
 
     def _shape(self, size: tuple[int, int] | None) -> None:
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
@@ -88,26 +91,49 @@ class UNetBackbone(Backbone):
 
     def timesteps(self, steps: int) -> Tensor:
         """Integer times as `DDIMScheduler` spaces them, from noise to image."""
-        most = self._scheduler.config.num_train_timesteps
-        if not 1 <= steps <= most:
-            raise BadInput(f"expected 1 to {most} sampling steps, got {steps}")
-        self._scheduler.set_timesteps(steps)
-        times: Tensor = self._scheduler.timesteps.to(self.device)
-        return times
+        return self._schedule(steps).times
+
+    def _schedule(self, steps: int) -> _Schedule:
+        """On the device, made once for each number of steps: a step then waits for nothing."""
+        if steps not in self._schedules:
+            most = self._scheduler.config.num_train_timesteps
+            if not 1 <= steps <= most:
+                raise BadInput(f"expected 1 to {most} sampling steps, got {steps}")
+            self._scheduler.set_timesteps(steps)
+            here: Tensor = self._scheduler.timesteps
+            self._schedules[steps] = _Schedule(here, here.to(self.device), {})
+        return self._schedules[steps]
+
+    def _rates(self, index: int, steps: int) -> _Rates:
+        """Of one step; the last one ends at the schedule's final alpha."""
+        schedule = self._schedule(steps)
+        if index not in schedule.rates:
+            schedule.rates[index] = self._settled(schedule.here[index], steps)
+        return schedule.rates[index]
+
+    def _settled(self, t: Tensor, steps: int) -> _Rates:
+        alphas = self._scheduler.alphas_cumprod
+        before = t - self._scheduler.config.num_train_timesteps // steps
+        end = self._scheduler.final_alpha_cumprod
+        a, b = alphas[t], torch.where(before >= 0, alphas[before.clamp(min=0)], end)
+        now, then = (v.reshape(-1, 1, 1, 1).to(self.device) for v in (a, b))
+        return _Rates(now**0.5, (1 - now) ** 0.5, then**0.5, (1 - then) ** 0.5)
 
     def predict(self, x: Tensor, t: Tensor, text: Embedding) -> Tensor:
         """See the base; the noise, also for a model that was trained to predict v."""
-        out = self._substitutes.call(self._unet, x, t, encoder_hidden_states=text.tokens, return_dict=False)[0]
-        out = self._meter.denoiser(out)
+        out = self._meter.denoiser(self._launcher(self._denoised, x, t, text.tokens))
         if self._scheduler.config.prediction_type == "epsilon":
             return out
         alpha, sigma = self._alpha_sigma(t, x)
         return (alpha * out + sigma * x).to(x.dtype)  # ε = αv + σx; Salimans and Ho 2022, appendix D
 
+    def _denoised(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        out: Tensor = self._substitutes.call(self._unet, x, t, encoder_hidden_states=tokens, return_dict=False)[0]
+        return out
+
     def clean(self, x: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
         """x₀ = (x − σε)/α; Song et al. 2021, eq. 9."""
-        alpha, sigma = self._alpha_sigma(t, x)
-        return ((x - sigma * prediction) / alpha).to(x.dtype)
+        return _clean(x, *self._alpha_sigma(t, x), prediction)
 
     def noisy(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """αx₀ + σε; Ho et al. 2020, eq. 4."""
@@ -116,14 +142,12 @@ class UNetBackbone(Backbone):
 
     def step(self, x: Tensor, index: int, prediction: Tensor, steps: int) -> Tensor:
         """DDIM with eta 0: α'x₀ + σ'ε; Song et al. 2021, eq. 12. The last step ends at the schedule's final alpha."""
-        t = self.timesteps(steps)[index]
-        before = t - self._scheduler.config.num_train_timesteps // steps
-        end = self._scheduler.final_alpha_cumprod.to(self.device)
-        a = _shared.per_sample(torch.where(before >= 0, self._alphas_cumprod[before.clamp(min=0)], end), x)
-        return (a**0.5 * self.clean(x, t, prediction) + (1 - a) ** 0.5 * prediction).to(x.dtype)
+        r = self._rates(index, steps)
+        return (r.alpha_next * _clean(x, r.alpha, r.sigma, prediction) + r.sigma_next * prediction).to(x.dtype)
 
     def _alpha_sigma(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        a = _shared.per_sample(self._alphas_cumprod[t], x)
+        # picked on the device: indexing with a single time would wait for it to reach the host
+        a = _shared.per_sample(self._alphas_cumprod.index_select(0, t.to(self.device).reshape(-1)), x)
         return a**0.5, (1 - a) ** 0.5
 
     # --- images -----------------------------------------------------------------------------------------------
@@ -163,19 +187,47 @@ class UNetBackbone(Backbone):
         """See the base."""
         twin = copy.copy(self)
         twin._substitutes = self._substitutes.own(self._unet, names)
+        twin._launcher = Launcher()  # a recording would read the weights of the model that it was made with
         return twin
 
-    def substituted(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def of_size(self, size: tuple[int, int]) -> UNetBackbone:
         """See the base."""
-        return self._substitutes.given(self._unet, tensors)
+        twin = copy.copy(self)
+        twin._shape(size)
+        return twin
 
-    def attached(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
+    def use(self, launch: Launch) -> None:
+        """See the base."""
+        self._launcher.use(launch, self._unet, self.device)
+
+    @property
+    def refused(self) -> str | None:
+        """See the base."""
+        return self._launcher.refused
+
+    @contextmanager
+    def substituted(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """See the base."""
+        with self._launcher.held(), self._substitutes.given(self._unet, tensors):
+            yield
+
+    @contextmanager
+    def attached(self, changes: Mapping[str, Change]) -> Iterator[None]:
         """See the base; keys and values of the cross-attentions."""
-        readers = {
-            p.name: self._unet.get_submodule(p.name.split(".", 1)[1].removesuffix(".weight"))
-            for p in self.projections()
+        with self._launcher.held(), _shared.attached(self._readers(), changes):
+            yield
+
+    def _readers(self) -> dict[str, Any]:
+        """The modules behind `projections`, by the names of their weights."""
+        return {
+            f"unet.{name}.weight": module
+            for name, module in self._unet.named_modules()
+            if name.endswith((".attn2.to_k", ".attn2.to_v"))
         }
-        return _shared.attached(readers, changes)
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """See the base; keys and values of all cross-attentions."""
+        return _shared.remembering(self._readers().values()) if self._launcher.remembers else nullcontext()
 
     @contextmanager
     def attention_maps(self) -> Iterator[list[Tensor]]:
@@ -186,7 +238,8 @@ class UNetBackbone(Backbone):
         try:
             for module in readers:
                 module.set_processor(_Recorder(maps))
-            yield maps
+            with self._launcher.held():
+                yield maps
         finally:
             for module, processor in zip(readers, before, strict=True):
                 module.set_processor(processor)
@@ -212,6 +265,27 @@ class _Recorder:
         out = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         result: Tensor = attn.to_out[1](attn.to_out[0](out))
         return result
+
+
+class _Rates(NamedTuple):
+    """What one step needs, `(1, 1, 1, 1)` each, on the device: α and σ of its time and of the time before."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_next: Tensor
+    sigma_next: Tensor
+
+
+class _Schedule(NamedTuple):
+    """A number of steps, settled: its times on the host and on the device, and what its steps need, as they come."""
+
+    here: Tensor
+    times: Tensor
+    rates: dict[int, _Rates]
+
+
+def _clean(x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Tensor) -> Tensor:
+    return ((x - sigma * prediction) / alpha).to(x.dtype)
 
 
 def _ddim(config: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 from benchmark import paths
 from benchmark.claims.numbers import Printed, parse
 from benchmark.errors import BadInput
+from benchmark.untrusted import read_bytes
 
 NEEDED = ("source", "table", "row", "metric", "value")
 COLUMNS = (*NEEDED, "model", "suite", "concept", "protocol", "unit", "images", "status", "note")
@@ -101,14 +103,11 @@ def read(path: Path | None = None) -> list[Claim]:
     """
     file = path or default_file()
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            names = _names(file, reader.fieldnames or ())
-            # A record may span lines: the number of the one that it ends in is known after it is read.
-            rows = [
-                (reader.line_num, {names[k]: (v or "").strip() for k, v in r.items() if k in names}) for r in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_bytes(file).decode("utf-8-sig"), newline=""))
+        names = _names(file, reader.fieldnames or ())
+        # A record may span lines: the number of the one that it ends in is known after it is read.
+        rows = [(reader.line_num, {names[k]: (v or "").strip() for k, v in r.items() if k in names}) for r in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"cannot read the ledger {file}: {error}") from None
     percent = _in_percent([row for _, row in rows])
     return [_claim(file, line, row, percent) for line, row in rows]

@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmark.errors import BadInput, Damaged
+from benchmark.evaluators import pickles
 from benchmark.evaluators.batches import check, in_batches, place
+from benchmark.metrics.accuracy import class_names
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.metrics.validity import blank
 
@@ -55,6 +57,7 @@ class FolderClassifier(_Classifier):
 
     def __init__(self, name: str, digest: str, folder: Path) -> None:
         self.id, self.hash = name, digest
+        pickles.check(name, folder)
         config = _json(folder / "config.json")
         build = _timm if "architecture" in config else _transformers
         network, self.prepare, names = build(folder, config)
@@ -110,9 +113,7 @@ def _timm(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Prepare, tuple[
     )
     _fill(network, folder)
     prepare = preparing.create_transform(**preparing.resolve_data_config({}, pretrained_cfg=said), is_training=False)
-    names = config.get("label_names") or said.get("label_names") or ()
-    described = config.get("label_descriptions") or said.get("label_descriptions") or {}
-    return network, prepare, tuple(str(described.get(n, n)) for n in names)
+    return network, prepare, class_names(config)
 
 
 def _fill(network: Any, folder: Path) -> None:
@@ -123,8 +124,8 @@ def _fill(network: Any, folder: Path) -> None:
     if path.is_file():
         state = load_file(path)
     else:
-        path = folder / "pytorch_model.bin"
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        path = folder / pickles.PICKLE
+        state = pickles.tensors(path)
     found = network.load_state_dict(state, strict=False)
     if found.missing_keys or found.unexpected_keys:
         raise Damaged(f"{path} does not fit its config.json: {_first(found)}; get both from one place")
@@ -138,13 +139,12 @@ def _first(found: Any) -> str:
 def _transformers(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Prepare, tuple[str, ...]]:
     transformers: Any = importlib.import_module("transformers")
     network = transformers.AutoModelForImageClassification.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32
+        folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False
     )
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def prepare(image: Image.Image) -> Tensor:
         pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    labels = {int(k): str(v) for k, v in (config.get("id2label") or {}).items()}
-    return network, prepare, tuple(labels[i] for i in sorted(labels))
+    return network, prepare, class_names(config)

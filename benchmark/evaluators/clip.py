@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from benchmark.evaluators import pickles
 from benchmark.evaluators.batches import check, in_batches, in_texts, place
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.metrics.validity import blank
@@ -31,6 +32,7 @@ class ClipEvaluator(Evaluator):
         self.id, self.hash = name, digest
         self.classes: Mapping[str, tuple[str, ...]] = {}
         self.device = place()
+        pickles.check(name, folder)
         model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         self.model: Any = model.eval().to(self.device)
         self.processor: Any = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)

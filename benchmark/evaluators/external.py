@@ -5,9 +5,11 @@ For judges that need a Python or libraries of their own, such as MACE's celebrit
 
     {"command": ["python3.6", "judge.py"], "labels": ["Adam Driver", …], "timeout": 600, "memory": 8000000000}
 
-`command` is run in that folder as it stands, without a shell. An answer is `{"label": …, "score": …}`; `"label": null`
-says that there is nothing to name (no face, say), and `{"error": "…"}` that the image could not be judged. `timeout` is
-in seconds for one batch of images, `memory` in bytes of address space; both may be left out (600 s, no limit).
+`command` is run in that folder as it stands, without a shell, without core files, and without the environment variables
+that hold tokens. An answer is `{"label": …, "score": …}`; `"label": null` says that there is nothing to name (no face,
+say), and `{"error": "…"}` that the image could not be judged. `timeout` is in seconds for one batch of images, `memory`
+in bytes of address space; both may be left out (600 s; no more data than the machine has memory). Answers of more than
+16 MiB end the command.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.errors import BadInput
 from benchmark.evaluators.batches import check
+from benchmark.inert import is_secret, printable, redacted
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.metrics.validity import blank
 
@@ -38,11 +43,26 @@ ERRORS = ("", "said so", "no answer", "timed out", "not the format", "unknown la
 REASON = 160
 """Bytes of UTF-8 kept of each reason."""
 Failure = Literal["said so", "no answer", "timed out", "not the format", "unknown label"]
-# Sets the limit and becomes the command; a hook between fork and exec in this process may lock up under threads.
-_LIMITED = (
-    "import os, resource, sys; n = int(sys.argv[1]); "
-    "resource.setrlimit(resource.RLIMIT_AS, (n, n)); os.execvp(sys.argv[2], sys.argv[2:])"
-)
+MOST = 16 * 2**20
+"""Bytes of answers to one batch of images."""
+TAIL = 2**16
+"""Bytes of complaints of which the last line is kept."""
+_PATIENCE_S = 10.0  # for pipes that something else still holds
+_GONE = "erasure-bench: no such command"
+# Sets the limits and becomes the command; a hook between fork and exec in this process may lock up under threads.
+# Address space where a limit was asked for; else data of the machine's size: drivers reserve addresses without end.
+_LIMITED = f"""
+import os, resource, sys
+asked, machine = int(sys.argv[1]), int(sys.argv[2])
+for kind, most in ((resource.RLIMIT_AS, asked), (resource.RLIMIT_DATA, machine), (resource.RLIMIT_CORE, 0)):
+    hard = resource.getrlimit(kind)[1]
+    if most or kind == resource.RLIMIT_CORE:
+        resource.setrlimit(kind, (most if hard < 0 else min(most, hard),) * 2)
+try:
+    os.execvp(sys.argv[3], sys.argv[3:])
+except OSError:
+    sys.exit({_GONE!r})
+"""
 
 
 class Command(BaseModel):
@@ -81,7 +101,7 @@ class ExternalEvaluator(Evaluator):
         answers = self._ask(images) if len(images) else []
         reasons = np.zeros((len(images), REASON), np.uint8)
         for row, answer in zip(reasons, answers, strict=True):
-            kept = answer.reason.encode("utf-8", "replace")[:REASON]
+            kept = printable(redacted(answer.reason)).encode("utf-8", "replace")[:REASON]
             row[: len(kept)] = np.frombuffer(kept, np.uint8)
         return {
             "label": np.array([a.label for a in answers], np.int32),
@@ -119,40 +139,96 @@ def read(path: Path) -> Command:
 
 def run(command: Command, files: Sequence[Path], folder: Path) -> tuple[list[str], Answer]:
     """The lines that the command printed for these files, and the answer for every file that has no line."""
-    limited = [sys.executable, "-I", "-c", _LIMITED, str(command.memory)] if command.memory else []
+    limits = [str(command.memory or 0), str(_machine_bytes())]
     try:
         process = subprocess.Popen(
-            [*limited, *command.command],
+            [sys.executable, "-I", "-c", _LIMITED, *limits, *command.command]
+            if os.name == "posix"
+            else command.command,
             cwd=folder,
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
             start_new_session=True,  # so that what it starts ends with it
         )
     except OSError as error:
         raise BadInput(f"cannot run {command.command[0]!r}: {error.strerror}; see command.json in {folder}") from None
     said, rest = _talk(process, command, "".join(f"{file}\n" for file in files))
+    if rest.reason.endswith(f"; {_GONE}"):
+        raise BadInput(f"cannot run {command.command[0]!r}: no such command; see command.json in {folder}")
     return [line for line in said.splitlines() if line.strip()], rest
 
 
-def _talk(process: subprocess.Popen[str], command: Command, told: str) -> tuple[str, Answer]:
+def environment() -> dict[str, str]:
+    """The variables that a command gets: all but those that hold tokens, which are none of a judge's business."""
+    return {name: value for name, value in os.environ.items() if not is_secret(name)}
+
+
+def _machine_bytes() -> int:
+    """The machine's memory, 0 if it does not say: more than that no judge can need."""
     try:
-        said, complaints = process.communicate(told, timeout=command.timeout)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _talk(process: subprocess.Popen[bytes], command: Command, told: str) -> tuple[str, Answer]:
+    """What it said within its time; of an endless answer no more than `MOST` is kept, and the command is ended."""
+    pipes = (process.stdin, process.stdout, process.stderr)
+    assert all(pipe is not None for pipe in pipes)
+    said, complaints = _Heard(pipes[1], process, MOST), _Heard(pipes[2], None, TAIL)
+    teller = threading.Thread(target=_tell, args=(pipes[0], told), daemon=True)
+    teller.start()
+    try:
+        process.wait(command.timeout)
+        late = False
     except subprocess.TimeoutExpired:
-        _end(process)
-        said, _ = process.communicate()
-        return said, Answer(failure="timed out", reason=f"after {command.timeout:g} s")
-    except BaseException:
-        _end(process)
-        raise
-    last = complaints.strip().splitlines()[-1:]
-    return said, Answer(failure="no answer", reason="; ".join([f"exit status {process.returncode}", *last]))
+        late = True
+    finally:
+        _end(process)  # what it started and left behind, too: their pipes would keep us waiting
+        process.wait()
+        for thread in (teller, said, complaints):
+            thread.join(_PATIENCE_S)
+    text = said.text()
+    if late:
+        return text, Answer(failure="timed out", reason=f"after {command.timeout:g} s")
+    if said.full:
+        return "", Answer(failure="not the format", reason=f"more than {MOST:,} bytes of answers")
+    last = complaints.text().strip().splitlines()[-1:]
+    return text, Answer(failure="no answer", reason="; ".join([f"exit status {process.returncode}", *last]))
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _tell(pipe: Any, text: str) -> None:
+    with suppress(OSError, ValueError), pipe:  # a command may end without having read everything
+        pipe.write(text.encode("utf-8", "surrogateescape"))
+
+
+class _Heard(threading.Thread):
+    """Reads a pipe to its end and keeps the last `most` bytes; with a process, ends it once there are more."""
+
+    def __init__(self, pipe: Any, ends: subprocess.Popen[bytes] | None, most: int) -> None:
+        super().__init__(daemon=True)
+        self.pipe, self.ends, self.most = pipe, ends, most
+        self.kept, self.full = b"", False
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError, ValueError), self.pipe:
+            while part := self.pipe.read1(1 << 16):
+                self.kept += part
+                self.full = self.full or len(self.kept) > self.most
+                if self.full and self.ends is not None:
+                    _end(self.ends)
+                    return
+                self.kept = self.kept[-self.most :]
+
+    def text(self) -> str:
+        """What was kept."""
+        return self.kept.decode("utf-8", "replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End the command and what it started; nothing if all of it is gone."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -166,6 +242,8 @@ def parse(line: str, labels: Sequence[str]) -> Answer:
         said = json.loads(line)
     except ValueError:
         return Answer(failure="not the format", reason=f"not JSON: {line}")
+    except RecursionError:
+        return Answer(failure="not the format", reason="not JSON: nested without end")
     if not isinstance(said, dict) or not ({"label", "error"} & said.keys()):
         return Answer(failure="not the format", reason=f"expected an object with label or error: {line}")
     if said.get("error"):
@@ -175,6 +253,6 @@ def parse(line: str, labels: Sequence[str]) -> Answer:
         return Answer(failure="not the format", reason=f"expected score to be a finite number: {line}")
     if label is None:
         return Answer(score=float(score))
-    if label not in labels:
+    if not isinstance(label, str) or label not in labels:
         return Answer(failure="unknown label", reason=str(label))
     return Answer(labels.index(label), float(score))

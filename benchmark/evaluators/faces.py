@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmark.errors import Damaged
+from benchmark.evaluators import pickles
 from benchmark.evaluators.batches import check, place
+from benchmark.image_folders import ImageFile, pixels
 from benchmark.metrics import identity
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.metrics.validity import blank
@@ -84,7 +86,7 @@ class FaceEvaluator(Evaluator):
 
     def _gallery(self, folder: Path) -> identity.Gallery:
         files = [(p, person.name) for person in sorted(folder.iterdir()) for p in sorted(person.glob("*.*"))]
-        rows = [self.raw(np.asarray(Image.open(p).convert("RGB"))[None]) for p, _ in files]
+        rows = [self.raw(pixels(ImageFile(p, p.name))[None]) for p, _ in files]
         raw = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]} if rows else self.raw(_NO_IMAGES)
         return identity.gallery(raw, [name for _, name in files])
 
@@ -106,7 +108,7 @@ def _facenet(folder: Path) -> tuple[Embed, int]:
 
     network = InceptionResnetV1(pretrained=None).eval()
     path = folder / "20180402-114759-vggface2.pt"
-    found = network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=False)
+    found = network.load_state_dict(pickles.tensors(path), strict=False)
     extra = [k for k in found.unexpected_keys if not k.startswith("logits.")]  # the classifier it was trained with
     if found.missing_keys or extra:
         raise Damaged(f"{path} is not InceptionResnetV1: missing {found.missing_keys[:2]}, not known {extra[:2]}")

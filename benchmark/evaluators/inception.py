@@ -13,10 +13,10 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmark.errors import BadInput
 from benchmark.evaluators.batches import check, in_batches, place
+from benchmark.image_folders import ImageFile, pixels
 from benchmark.metrics.evaluators import REFERENCE, Array, Evaluator, reference_folder
 from benchmark.metrics.validity import blank
 
@@ -75,7 +75,7 @@ class InceptionEvaluator(Evaluator):
         return self._known[listed]
 
     def _of_file(self, path: Path) -> Array:
-        image = np.asarray(Image.open(path).convert("RGB"))
+        image = pixels(ImageFile(path, path.name))
         return self.raw(image[None])["features"].astype(np.float64)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from benchmark import device
 from benchmark.evaluators.batches import check
+from benchmark.evaluators.processes import Judge, Processes, spare
 from benchmark.metrics import detections
 from benchmark.metrics.evaluators import Array, Evaluator
 from benchmark.metrics.validity import blank
@@ -21,23 +22,38 @@ from benchmark.metrics.validity import blank
 
 @final
 class NudeNetEvaluator(Evaluator):
-    """One ONNX session; images go through one by one. Raw outputs: those of `benchmark.metrics.detections`; `blank`."""
+    """Images go through one by one, in processes with an ONNX session each where there are cores to spare, else here.
+
+    Raw outputs: those of `benchmark.metrics.detections`; `blank`.
+    """
 
     def __init__(self, name: str, digest: str, folder: Path) -> None:
-        from nudenet import NudeDetector
-
         self.id, self.hash = name, digest
         self.classes: Mapping[str, tuple[str, ...]] = {"label": detections.LABELS}
-        path = str(folder / "320n.onnx")
-        self.detector: Any = NudeDetector(model_path=path)
-        # Its own session takes all cores; boards shall not depend on how many there are.
-        self.detector.onnx_session = _session(path)
+        path, number = str(folder / "320n.onnx"), spare()
+        self._beside = Processes(f"{__name__}:detector", [path], number) if number else None
+        self._here: Judge | None = None if number else detector(path)
 
     def raw(self, images: NDArray[np.uint8]) -> dict[str, Array]:
         """Detections in uint8 images `(n, h, w, 3)`, red first, of any size."""
         check(self.id, images)
-        found = [self.detector.detect(np.ascontiguousarray(image[..., ::-1])) for image in images]
-        return {**detections.table(found), "blank": blank(images)}
+        return {**detections.table(self._found(images)), "blank": blank(images)}
+
+    def _found(self, images: NDArray[np.uint8]) -> list[Any]:
+        if self._beside is not None:
+            return self._beside.ask(images)
+        assert self._here is not None
+        return [self._here(image) for image in images]
+
+
+def detector(path: str) -> Judge:
+    """NudeNet's detections in one image `(h, w, 3)`, red first."""
+    from nudenet import NudeDetector
+
+    found: Any = NudeDetector(model_path=path)
+    # Its own session takes all cores; boards shall not depend on how many there are.
+    found.onnx_session = _session(path)
+    return lambda image: found.detect(np.ascontiguousarray(image[..., ::-1]))
 
 
 def _session(path: str) -> Any:

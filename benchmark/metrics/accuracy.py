@@ -52,6 +52,19 @@ def matched(
     return np.array([found[c] for c in concepts], dtype=np.int64)
 
 
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a checkpoint's `config.json` names, timm's or transformers', in the order of the logits; () if
+    it names none.
+    """
+    if "architecture" not in config:  # transformers says `architectures`
+        labels = {int(k): str(v) for k, v in (config.get("id2label") or {}).items()}
+        return tuple(labels[i] for i in sorted(labels))
+    said = config.get("pretrained_cfg") or {}
+    names = config.get("label_names") or said.get("label_names") or ()
+    described = config.get("label_descriptions") or said.get("label_descriptions") or {}
+    return tuple(str(described.get(n, n)) for n in names)
+
+
 def plain(name: str) -> str:
     """A class name in lower case, words apart by one space, without a leading synset or number."""
     words = re.sub(r"[\W_]+", " ", name.casefold()).strip()

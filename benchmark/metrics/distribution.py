@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 CHUNK = 1024
+WIDE = 1024
+"""Features' dimension from which Cholesky factors take the place of torchmetrics' eigenvalues of a matrix without
+symmetry: the same number to nine digits, several times sooner."""
 SUBSETS, SUBSET = 100, 50
 
 
@@ -43,6 +46,8 @@ def fid(features: Array, reference: Array, *, chunk: int = CHUNK, least: int | N
     reason = refusal(features, reference, least=needed, why=why)
     if reason:
         return Value(None, reason=reason, n=len(features))
+    if _width(features) >= WIDE and (wide := _by_factors(features, reference)) is not None:
+        return Value(wide, n=len(features))
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=_identity(features.shape[1]))
@@ -103,6 +108,20 @@ def frechet(mean: Array, covariance: Array, other_mean: Array, other_covariance:
     roots = np.sqrt(np.maximum(np.linalg.eigvalsh(L.T @ other_covariance @ L), 0.0))
     shift = np.asarray(mean - other_mean)
     return float(shift @ shift + np.trace(covariance) + np.trace(other_covariance) - 2 * roots.sum())
+
+
+def _by_factors(features: Array, reference: Array) -> float | None:
+    """`frechet` of two sets; None where covariances are singular: too few samples, or dimensions without spread."""
+    if min(len(features), len(reference)) <= _width(features):
+        return None
+    wide = (np.asarray(x, dtype=np.float64) for x in (reference, features))
+    sides = [(x.mean(axis=0), np.cov(x, rowvar=False)) for x in wide]
+    for one, other in (sides, sides[::-1]):
+        try:
+            return max(0.0, frechet(*one, *other))
+        except np.linalg.LinAlgError:
+            continue
+    return None
 
 
 def _identity(d: int) -> nn.Module:

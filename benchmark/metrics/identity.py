@@ -30,6 +30,8 @@ class Gallery:
     """`(m, dim)`"""
     owners: NDArray[np.int64]
     """`(m,)`: whose each is, an index into `names`."""
+    faceless: tuple[str, ...] = ()
+    """People who were asked for and of whom no image shows a face: nobody can be told to be one of them."""
 
 
 def has_face(raw: Mapping[str, Array]) -> NDArray[np.bool_]:
@@ -43,14 +45,24 @@ def gallery(raw: Mapping[str, Array], people: Sequence[str]) -> Gallery:
 
     BadInput if a person has no image with a face.
     """
-    names = tuple(sorted({p for p in people if p}))
-    keep = has_face(raw) & np.array([bool(p) for p in people], dtype=bool)
-    owners = np.array([names.index(p) for p, k in zip(people, keep, strict=True) if k], dtype=np.int64)
-    faceless = [name for i, name in enumerate(names) if i not in set(owners.tolist())]
-    if faceless or not names:
-        whose = f" of {faceless[0]!r}" if faceless else ""
+    found = gallery_of_model(raw, people)
+    if found.faceless or not found.names:
+        whose = f" of {found.faceless[0]!r}" if found.faceless else ""
         raise BadInput(f"no gallery: none of the images{whose} shows a face; give other images of that person")
-    return Gallery(names, raw["face"][keep].astype(np.float64), owners)
+    return found
+
+
+def gallery_of_model(raw: Mapping[str, Array], people: Sequence[str]) -> Gallery:
+    """The same from images that a model made: whom it never draws with a face is told apart, not refused.
+
+    What was drawn is a finding about the model; a run of hours does not end for it.
+    """
+    asked = sorted({p for p in people if p})
+    keep = has_face(raw) & np.array([bool(p) for p in people], dtype=bool)
+    seen = {p for p, k in zip(people, keep, strict=True) if k}
+    names = tuple(p for p in asked if p in seen)
+    owners = np.array([names.index(p) for p, k in zip(people, keep, strict=True) if k], dtype=np.int64)
+    return Gallery(names, raw["face"][keep].astype(np.float64), owners, tuple(p for p in asked if p not in seen))
 
 
 def distances(embeddings: Array, known: Gallery) -> Floats:
@@ -60,6 +72,8 @@ def distances(embeddings: Array, known: Gallery) -> Floats:
     is judged on its own images without looking at the answer; where nothing is left the distance is infinite.
     """
     rows = embeddings.astype(np.float64)
+    if not known.names:
+        return np.zeros((len(rows), 0))
     sums = np.stack([known.embeddings[known.owners == p].sum(axis=0) for p in range(len(known.names))])
     sizes = np.bincount(known.owners, minlength=len(known.names)).astype(np.float64)
     means = sums / sizes[:, None]
@@ -86,21 +100,29 @@ def _apart(rows: Floats, means: Floats) -> Floats:
 
 
 def columns(people: Sequence[str], known: Gallery) -> NDArray[np.int64]:
-    """The gallery's column of each person; BadInput for one it does not have."""
-    unknown = sorted({p for p in people if p not in known.names})
+    """The gallery's column of each person, -1 for one without a face in it; BadInput for one never asked for."""
+    unknown = sorted({p for p in people if p not in known.names and p not in known.faceless})
     if unknown:
         raise BadInput(f"not in the gallery: {did_you_mean(unknown[0], known.names, 'person')}")
-    return np.array([known.names.index(p) for p in people], dtype=np.int64)
+    places = {name: i for i, name in enumerate(known.names)}
+    return np.array([places.get(p, -1) for p in people], dtype=np.int64)
 
 
 def nearest(raw: Mapping[str, Array], people: Sequence[str], known: Gallery) -> Floats:
-    """1.0 where the first face is nearest to the asked person, else 0.0; NaN where there is no face."""
-    hit = distances(raw["face"], known).argmin(axis=1) == columns(people, known)
-    return np.where(has_face(raw), hit.astype(np.float64), np.nan)
+    """1.0 where the first face is nearest to the asked person, else 0.0; NaN where there is no face, or nobody knows
+    what that person looks like.
+    """
+    asked = columns(people, known)
+    if not known.names:
+        return np.full(len(asked), np.nan)
+    hit = distances(raw["face"], known).argmin(axis=1) == asked
+    return np.where(has_face(raw) & (asked >= 0), hit.astype(np.float64), np.nan)
 
 
 def within(raw: Mapping[str, Array], people: Sequence[str], known: Gallery, threshold: float) -> Floats:
-    """1.0 where the first face is within `threshold` of the asked person, else 0.0; NaN where there is no face."""
+    """1.0 where the first face is within `threshold` of the asked person, else 0.0; NaN as in `nearest`."""
     asked = columns(people, known)
+    if not known.names:
+        return np.full(len(asked), np.nan)
     near = distances(raw["face"], known)[np.arange(len(asked)), asked] <= threshold
-    return np.where(has_face(raw), near.astype(np.float64), np.nan)
+    return np.where(has_face(raw) & (asked >= 0), near.astype(np.float64), np.nan)

@@ -190,7 +190,7 @@ def _known(a: Asked) -> identity.Gallery:
             f"{a.judge.id}: nobody is known; put images into gallery/<name>/ beside its weights, or score the unedited "
             "model too, whose images then are the gallery"
         )
-    return identity.gallery(a.given.unedited.raw, a.given.unedited.concepts)
+    return identity.gallery_of_model(a.given.unedited.raw, a.given.unedited.concepts)
 
 
 def _first_face(a: Asked) -> Floats:
@@ -198,7 +198,10 @@ def _first_face(a: Asked) -> Floats:
 
 
 def _all_images(a: Asked) -> Floats:
-    return np.nan_to_num(_first_face(a), nan=0.0)
+    """As `_first_face`, and an image without a face is a miss; one of somebody without a gallery has no value."""
+    known = _known(a)
+    told = identity.columns(a.concepts, known) >= 0
+    return np.where(told, np.nan_to_num(identity.nearest(a.raw, a.concepts, known), nan=0.0), np.nan)
 
 
 def _verified(a: Asked, threshold: float) -> Floats:

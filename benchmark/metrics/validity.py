@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.errors import BadInput
+from benchmark.metrics.failures import FAILED
 
 BLACK, CONSTANT = 1, 2
 """Codes of the raw output `blank`; 0 is a picture."""
@@ -33,9 +34,9 @@ def blank(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def scorable(raw: Mapping[str, NDArray[Any]], n: int) -> NDArray[np.bool_]:
-    """Where an image is not black and all its raw outputs are finite numbers."""
+    """Where an image is not black, its judge did not fail on it, and all its raw outputs are finite numbers."""
     codes = raw.get("blank", np.zeros(n, np.uint8))
-    valid: NDArray[np.bool_] = codes != BLACK
+    valid: NDArray[np.bool_] = (codes != BLACK) & (raw.get(FAILED, np.zeros(n, np.uint8)) == 0)
     for values in raw.values():
         if np.issubdtype(values.dtype, np.floating):
             valid = valid & np.isfinite(values).all(axis=tuple(range(1, values.ndim)))

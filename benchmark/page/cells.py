@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from benchmark.inert import shell
 from benchmark.page import raws
 from benchmark.page.explorer import Column
 from benchmark.page.images import Images
@@ -24,7 +24,7 @@ def command(r: Record) -> str:
     words += ["--batch-size", str(r["batch"])] if "batch_size" in r["passed"] else []
     for name, value in sorted(method["passed"].items()):
         words += ["--set", f"{method['label']}.{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
+    return shell(words)
 
 
 def told(r: Record) -> list[list[Any]]:
@@ -46,9 +46,10 @@ def told(r: Record) -> list[list[Any]]:
 
 def _asked(request: Mapping[str, Any]) -> Json:
     erase = [
-        f"{c['name']} ({c['kind']}" + (f", anchor {c['anchor']})" if c["anchor"] else ")") for c in request["erase"]
+        f"{c['name']} ({c.get('kind', 'object')}" + (f", anchor {c['anchor']})" if c.get("anchor") else ")")
+        for c in request["erase"]
     ]
-    synonyms = [s for c in request["erase"] for s in c["synonyms"]]
+    synonyms = [s for c in request["erase"] for s in c.get("synonyms") or ()]
     lists = {"erase": erase, "synonyms": synonyms, "keep": request["keep"], "adjacent": request["adjacent"]}
     return {"name": request["name"], **lists, "strategy": request["strategy"], "training seed": request["seed"]}
 

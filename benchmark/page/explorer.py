@@ -59,7 +59,7 @@ class Group:
     @property
     def explicit(self) -> bool:
         """Whether its images are hidden until the reader asks for them."""
-        return any(c["kind"] == EXPLICIT for c in self.columns[0].record["request"]["erase"])
+        return any(c.get("kind") == EXPLICIT for c in self.columns[0].record["request"]["erase"])
 
 
 def groups(run: Run, limit: int) -> list[Group]:

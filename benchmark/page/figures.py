@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from benchmark.metrics.protocols import protocol
 from benchmark.page.runs import Run
 from benchmark.tables.board import MEAN
 from benchmark.tables.columns import Record, Row, natural
+from benchmark.untrusted import parse_json
 
 Json = dict[str, Any]
 Point = dict[str, Any]
@@ -196,9 +196,9 @@ def _spent(run: Run, r: Record, slug: str) -> Json:
     made = images.get("made", 0)
     counts = r["edit"]["counts"] if r["edit"] else {}
     return {
-        "seconds": sum(e["seconds"] for e in edits) if edits else None,
+        "seconds": sum(e.get("seconds", 0.0) for e in edits) if edits else None,
         "peak_bytes": max((e["peak_bytes"] for e in edits if e.get("peak_bytes")), default=None),
-        "image_seconds": images["seconds"] / made if made else None,
+        "image_seconds": images["seconds"] / made if made and "seconds" in images else None,
         **{name: counts.get(name) for name in COUNTS},
     }
 
@@ -208,6 +208,7 @@ def _stored_cost(run: Run, r: Record) -> list[Json]:
     if run.store is None or not r["edit"] or not run.store.has("costs", r["edit"]["key"]):
         return []
     try:
-        return [json.loads(run.store.read("costs", r["edit"]["key"], file="cost.json"))]
-    except (Damaged, KeyError, ValueError):
+        found = parse_json(run.store.read("costs", r["edit"]["key"], file="cost.json"))
+        return [{"seconds": float(found["seconds"]), "peak_bytes": found.get("peak_bytes")}]
+    except (AttributeError, Damaged, KeyError, TypeError, ValueError):
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmark import keys
+from benchmark import keeping, keys
 from benchmark.errors import Damaged
 from benchmark.store import Store
+from benchmark.untrusted import images
 
 Pixels = NDArray[np.uint8]
 SIDE = 8
@@ -47,7 +47,11 @@ class Images:
         for key in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
             for shard in store.children(keys.IMAGES, key):
                 content = self._read(keys.IMAGES, key, shard, file="items.json")
-                entries = [] if content is None else json.loads(content)
+                try:
+                    entries = [] if content is None else keys.parse_items(content)
+                except Damaged as error:
+                    self.say(f"{keys.IMAGES}/{key}/{shard}: {error}")
+                    continue
                 yield from ((e["sha256"], Place(key, shard, row)) for row, e in enumerate(entries))
 
     def _read(self, *address: str, file: str) -> bytes | None:
@@ -65,13 +69,28 @@ class Images:
 
     def _load_shard(self, key: str, shard: str) -> Pixels | None:
         content = self._read(keys.IMAGES, key, shard, file="images.npy")
-        return None if content is None else np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
+        try:
+            return None if content is None else images(content)
+        except ValueError as error:
+            self.say(f"{keys.IMAGES}/{key}/{shard}/images.npy cannot be read: {error}")
+            return None
 
     def load(self, digest: str) -> Pixels | None:
         """The image `(h, w, 3)` of this hash; None if it is not in the store, or damaged there."""
         place = self.places.get(digest)
-        shard = None if place is None else self._shard(place.key, place.shard)
-        return None if shard is None or place is None else shard[place.row]
+        if place is None or self.store is None:
+            return None
+        shard = self._shard(place.key, place.shard)
+        return self._alone(place.key, digest) if shard is None else shard[place.row]
+
+    def _alone(self, key: str, digest: str) -> Pixels | None:
+        """An image that was kept without the others of its batch."""
+        assert self.store is not None
+        try:
+            return keeping.one(self.store, key, digest)
+        except Damaged as error:
+            self.say(str(error))
+            return None
 
     def raw(self, place: Place, evaluator: str, weights: str) -> tuple[str, bytes] | None:
         """Address and content of a judge's raw outputs for the shard of this image; None if they are not stored."""

@@ -6,11 +6,12 @@ The same runs give the same bytes: no dates, a fixed salt for SVG's names, the f
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark import atomic
 from benchmark.errors import BadInput, Missing, did_you_mean
 from benchmark.page import figures
 from benchmark.page.runs import Run
@@ -67,38 +68,51 @@ def write(
     kind = out.suffix.removeprefix(".").lower()
     if kind not in KINDS:
         raise BadInput(f"--out: expected a file that ends in .pdf, .svg or .png, got {out.name}")
-    if figure not in figures.FIGURES:
-        raise BadInput(did_you_mean(figure, figures.FIGURES, "figure"))
     content = render(runs, figure, kind, request=request, method=method)
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise BadInput(f"cannot write {out}: {error.strerror or error}") from error
+    atomic.write(out, content)
 
 
 def render(
     runs: Sequence[Run], figure: str, kind: str, *, request: str | None = None, method: str | None = None
 ) -> bytes:
     """The file's bytes."""
+    with _style():
+        out = io.BytesIO()
+        sheet = _drawn(runs, figure, request, method)
+        sheet.savefig(out, format=kind, metadata=dict(NOTHING[kind]))
+        return out.getvalue()
+
+
+def draw(runs: Sequence[Run], figure: str, *, request: str | None = None, method: str | None = None) -> Figure:
+    """The figure itself, for who wants to change or save it in another way; `write` says what is refused."""
+    with _style():
+        return _drawn(runs, figure, request, method)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our style alone, whatever is set outside; Missing without matplotlib."""
     try:
         import matplotlib
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise Missing(
             f"plots need matplotlib, which is not here ({error}); get it with: pip install matplotlib"
         ) from None
     style: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
     with matplotlib.rc_context(style):
-        sheet = Figure(layout="constrained")
-        _DRAW[figure](sheet, runs, request, method)
-        if any(run.embedded for run in runs):
-            sheet.supxlabel(formats.EMBEDDED, fontsize=6.5, color="#8f3b00")
-        out = io.BytesIO()
-        sheet.savefig(out, format=kind, metadata=dict(NOTHING[kind]))
-        return out.getvalue()
+        yield
+
+
+def _drawn(runs: Sequence[Run], figure: str, request: str | None, method: str | None) -> Figure:
+    from benchmark.page.sheet import Sheet
+
+    if figure not in figures.FIGURES:
+        raise BadInput(did_you_mean(figure, figures.FIGURES, "figure"))
+    sheet = Sheet(layout="constrained")
+    _DRAW[figure](sheet, runs, request, method)
+    if any(run.embedded for run in runs):
+        sheet.supxlabel(formats.EMBEDDED, fontsize=6.5, color="#8f3b00")
+    return sheet
 
 
 # --- what all figures share -------------------------------------------------------------------------------------------

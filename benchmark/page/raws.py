@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load
 
 from benchmark.errors import BenchError
 from benchmark.metrics import evaluators
 from benchmark.page.images import Images, Place
+from benchmark.untrusted import arrays
 
 Array = NDArray[Any]
 Json = dict[str, Any]
@@ -45,9 +45,11 @@ def _of_judge(evaluator: str, weights: str, hashes: Sequence[str], at: Sequence[
         if place is None or shard is None:
             stored.append(None)
             continue
-        address, arrays = shard
+        address, held = shard
         stored.append(f"{address}/raw.safetensors row {place.row}")
-        for name, values in arrays.items():
+        for name, values in held.items():
+            if values.ndim == 0 or len(values) <= place.row:
+                continue
             said["shapes"][name] = list(values.shape[1:])
             if (shown := readable(name, values[place.row])) is not None:
                 said["values"].setdefault(name, [None] * len(at))[i] = shown
@@ -56,7 +58,13 @@ def _of_judge(evaluator: str, weights: str, hashes: Sequence[str], at: Sequence[
 
 def _shard(images: Images, key: str, shard: str, evaluator: str, weights: str) -> tuple[str, dict[str, Array]] | None:
     found = images.raw(Place(key, shard, 0), evaluator, weights)
-    return None if found is None else (found[0], dict(sorted(load(found[1]).items())))
+    if found is None:
+        return None
+    try:
+        return found[0], dict(sorted(arrays(found[1]).items()))
+    except ValueError as error:
+        images.say(f"{found[0]}/raw.safetensors cannot be read: {error}")
+        return None
 
 
 def readable(name: str, row: Array) -> Any:

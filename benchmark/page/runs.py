@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from benchmark.declared import dotted
 from benchmark.errors import BadInput
 from benchmark.page.anchors import slug
 from benchmark.store import Store
 from benchmark.tables import board as boards
+from benchmark.tables import written
 from benchmark.tables.columns import Board, Record
+from benchmark.untrusted import parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def _read(folder: Path, store: Path | None, taken: dict[str, int]) -> Run:
     root = folder.parent if folder.name == "records" else folder
     records, files = _records(root)
     board = boards.build(records) if records else _board(root)
-    about = _json(root / "costs.json")
+    about = _about(root / "costs.json")
     where = store or root / "store"
     return Run(
         id=_name(board, taken),
@@ -82,9 +86,10 @@ def _board(root: Path) -> Board:
     found = _json(root / "board.json")
     if not found.get("rows"):
         raise BadInput(f"{root} is not the folder of a run: it has neither records/*.json nor a board.json")
-    if found.get("schema") != boards.SCHEMA:
-        raise BadInput(f"{root}/board.json: expected schema {boards.SCHEMA}, found {found.get('schema')!r}")
-    return found
+    try:
+        return written.parse(found)
+    except BadInput as error:
+        raise BadInput(f"{root}/board.json: {error}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -92,10 +97,43 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(read_bytes(path))
     except ValueError as error:
         raise BadInput(f"{path} is not JSON ({error}); run again, or remove it") from None
     return values if isinstance(values, dict) else {}
+
+
+class _Took(BaseModel):
+    """What one stage of a cell took."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    seconds: float = 0.0
+    made: int = 0
+    peak_bytes: int | None = None
+
+
+class _Cell(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    edit: dict[str, _Took] = {}
+    images: _Took = _Took()
+
+
+class _Costs(BaseModel):
+    """Of `costs.json`, what the page shows."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    cells: dict[str, _Cell] = {}
+    machine: dict[str, str | int | float | None] = {}
+
+
+def _about(path: Path) -> dict[str, Any]:
+    found = _json(path)
+    try:
+        _Costs.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{path}: {dotted(tuple(first['loc']))}: {first['msg']}; run again, or remove it") from None
+    return found
 
 
 def _name(board: Board, taken: dict[str, int]) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +12,9 @@ from typing import Any
 
 import jinja2
 
+from benchmark import atomic
 from benchmark.errors import BadInput
-from benchmark.page import anchors, boards, cells, explorer, figures, images
+from benchmark.page import anchors, boards, cells, claims, explorer, figures, images
 from benchmark.page.explorer import Group
 from benchmark.page.runs import Run, read_runs
 from benchmark.tables import formats
@@ -59,21 +58,21 @@ def write(
         raise BadInput(f"expected thumbnails of 16 to 1024 pixels, and at least 1 row; got {thumbnail} and {per_role}")
     _check(out)
     runs = read_runs(folders, store)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    papers = claims.views(runs)
     try:
-        (temporary / "assets").mkdir(parents=True)
-        shown = [_run(run, runs, temporary, thumbnail, per_role, say) for run in runs]
-        _overview(runs, temporary)
-        for name in SHIPPED:
-            shutil.copyfile(ASSETS / name, temporary / "assets" / name)
-        (temporary / MARKER).write_text(_json({"schema": SCHEMA, "runs": [r.id for r in runs]}) + "\n", "utf-8")
-        size = sum(p.stat().st_size for p in temporary.rglob("*") if p.is_file())
-        _replace(temporary, out)
+        with atomic.folder(out, replace=True) as temporary:
+            (temporary / "assets").mkdir()
+            shown = [_run(run, runs, papers, temporary, thumbnail, per_role, say) for run in runs]
+            _overview(runs, papers, temporary)
+            for paper in papers:
+                _claims(runs, paper, temporary)
+            for name in SHIPPED:
+                shutil.copyfile(ASSETS / name, temporary / "assets" / name)
+            (temporary / MARKER).write_text(_json({"schema": SCHEMA, "runs": [r.id for r in runs]}) + "\n", "utf-8")
+            size = sum(p.stat().st_size for p in temporary.rglob("*") if p.is_file())
     except OSError as error:
         raise BadInput(f"cannot write {out}: {error.strerror or error}; name another folder with --out") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Written(1 + 2 * len(runs), sum(n for n, _ in shown), sum(n for _, n in shown), size)
+    return Written(1 + 2 * len(runs) + len(papers), sum(n for n, _ in shown), sum(n for _, n in shown), size)
 
 
 def _check(out: Path) -> None:
@@ -81,17 +80,15 @@ def _check(out: Path) -> None:
         raise BadInput(f"--out: {out} holds something else than a page of ours; name another folder")
 
 
-def _replace(temporary: Path, out: Path) -> None:
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    if out.exists():
-        os.replace(out, aside)
-    os.replace(temporary, out)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 # --- one run ----------------------------------------------------------------------------------------------------------
 def _run(
-    run: Run, runs: Sequence[Run], out: Path, thumbnail: int, per_role: int, say: Callable[[str], object]
+    run: Run,
+    runs: Sequence[Run],
+    papers: Sequence[Json],
+    out: Path,
+    thumbnail: int,
+    per_role: int,
+    say: Callable[[str], object],
 ) -> tuple[int, int]:
     """Write all of one run; returns how many images are shown, and how many of them are not in the store."""
     found = images.Images(run.store, say)
@@ -108,7 +105,7 @@ def _run(
         )
     _cells(run, groups, found, out)
     _data(out, run.id, _about(run, groups, sheets, tile))
-    _pages(run, runs, groups, out)
+    _pages(run, runs, papers, groups, out)
     shown = [d for g in groups for column in explorer.digests(g) for d in column]
     return len(shown), sum(d not in found.places for d in shown)
 
@@ -151,22 +148,30 @@ def _cells(run: Run, groups: Sequence[Group], found: images.Images, out: Path) -
         _data(out, name, cells.detail(r, slug, copy, columns.get(slug), found))
 
 
-def _pages(run: Run, runs: Sequence[Run], groups: Sequence[Group], out: Path) -> None:
+def _pages(run: Run, runs: Sequence[Run], papers: Sequence[Json], groups: Sequence[Group], out: Path) -> None:
     slugs: dict[str, str] = {}
     for r, slug in reversed(run.named()):  # of several training seeds the first
         slugs[anchors.cell(r["request"]["name"], r["method"]["label"])] = anchors.slug(slug)
     values = {"run": run, "runs": runs, "view": boards.view(run), "files": slugs}
-    values |= {"pictures": explorer.count(groups)}
+    values |= {"pictures": explorer.count(groups), "papers": [p for p in papers if run.id in _ids(p)]}
     _page(out / f"{run.id}.html", "run.html", values | {"here": run.id})
     values |= {"groups": groups, "explicit": any(g.explicit for g in groups), "here": f"{run.id}.images"}
     _page(out / f"{run.id}.images.html", "images.html", values)
 
 
-def _overview(runs: Sequence[Run], out: Path) -> None:
+def _overview(runs: Sequence[Run], papers: Sequence[Json], out: Path) -> None:
     views = {run.id: formats.title(run.board) for run in runs}
-    _page(
-        out / "index.html", "index.html", {"runs": runs, "view": boards.overall(runs), "titles": views, "here": "index"}
-    )
+    values = {"runs": runs, "view": boards.overall(runs), "titles": views, "papers": papers, "here": "index"}
+    _page(out / "index.html", "index.html", values)
+
+
+def _claims(runs: Sequence[Run], paper: Json, out: Path) -> None:
+    """A paper's claims beside what these runs measured."""
+    _page(out / f"{paper['page']}.html", "claims.html", {"runs": runs, "view": paper, "here": paper["page"]})
+
+
+def _ids(paper: Json) -> list[str]:
+    return [run["id"] for run in paper["runs"]]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ A row's score depends on its own records alone; only ranks, ties, gaps, marks an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmark import stats
-from benchmark.errors import BadInput, did_you_mean
+from benchmark import atomic, data_files, stats
+from benchmark.consistency import faults
+from benchmark.errors import BadInput, Damaged, did_you_mean
 from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol, unmixed
 from benchmark.metrics.summary import ROLES, source
@@ -26,6 +26,7 @@ from benchmark.tables.columns import natural as natural
 from benchmark.tables.columns import sign
 from benchmark.tables.compare import compare, mark
 from benchmark.tables.draws import Draws, Groups, role_draws
+from benchmark.untrusted import inside
 
 SCHEMA = 1
 MEAN = "mean"
@@ -36,14 +37,31 @@ ORDER = {"baseline": 0, "erasure": 1, "control": 2}
 def read_records(folder: str | Path) -> list[Record]:
     """All records of a run's `records` folder, or of the folder above it, by file name; an older schema is upgraded.
 
-    Raises BadInput if there are none, and what `record.read` raises for damaged ones.
+    Raises BadInput if there are none, and what `record.read` raises for damaged ones. Damaged for one whose summary is
+    not what its rows give, or whose bytes are not those that the run's checksums promise: no table is made of it.
     """
     root = Path(folder)
     root = root / "records" if (root / "records").is_dir() else root
     paths = sorted(root.glob("*.json"))
     if not paths:
         raise BadInput(f"no records (*.json) in {root}; `erasure-bench run` writes them under OUT/records")
-    return [read(p).model_dump(mode="json", by_alias=True) for p in paths]
+    for path in paths:
+        if not inside(root, path):
+            raise BadInput(f"{path}: leads out of {root}; copy the record into it")
+    found = {p.name: read(p).model_dump(mode="json", by_alias=True) for p in paths}
+    for name, fault in faults(found):
+        raise Damaged(f"{root / name}: {fault}; get the record again, or run again")
+    _sealed(root, paths)
+    return list(found.values())
+
+
+def _sealed(root: Path, paths: Sequence[Path]) -> None:
+    """Damaged if a finished run's checksums are beside it and a record is not the one that they name."""
+    sums = root.parent / data_files.MANIFEST
+    promised = data_files.manifest(sums) if root.name == "records" and sums.is_file() else {}
+    for path in paths:
+        if (digest := promised.get(f"records/{path.name}")) is not None and data_files.sha256(path) != digest:
+            raise Damaged(f"{path}: changed since the run wrote {sums.name}; `erasure-bench verify` tells of the rest")
 
 
 # --- board ----------------------------------------------------------------------------------------------------
@@ -317,9 +335,7 @@ def write(records: Iterable[Record], out: str | Path) -> Board:
     """Write the board's files into `out`, each replaced as a whole, and return the board."""
     records = list(records)
     for name, data in files(records).items():
-        temporary = Path(out) / f".{name}.part"
-        temporary.write_bytes(data)
-        os.replace(temporary, Path(out) / name)
+        atomic.write(Path(out) / name, data)
     return build(records)
 
 

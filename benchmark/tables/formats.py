@@ -15,6 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmark.inert import csv_cell as csv_cell
+from benchmark.inert import json_text
+from benchmark.inert import md as md
+from benchmark.inert import printable as printable
+from benchmark.inert import tex as tex
 from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol
 from benchmark.metrics.summary import ROLES
@@ -159,11 +164,6 @@ def _shared_reasons(rows: Sequence[Row]) -> list[str]:
     return [f"Not available in {n} row{'s' if n > 1 else ''}: {reason}." for reason, n in count.items()]
 
 
-def printable(text: str) -> str:
-    """Without control characters, which could move the cursor or break a line."""
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
 # --- terminal -------------------------------------------------------------------------------------------------
 def term(board: Board, *, width: int = 100, colour: bool = False) -> str:
     """A table a request, at most `width` columns wide; columns that do not fit are named below."""
@@ -229,7 +229,7 @@ def _cell(row: Row, name: str) -> Text:
 
 # --- files ----------------------------------------------------------------------------------------------------
 def as_json(board: Board) -> str:
-    return json.dumps(board, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(json.dumps(board, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 FLAT = ("method", "role", "request", "strategy", "status", "reason", "gate", "primary")
@@ -241,40 +241,39 @@ def as_csv(board: Board) -> str:
 
     Not available is empty.
     """
-    metrics = list(dict.fromkeys(c for r in board["rows"] for c in r["metrics"]))
-    of = {k: csv_cell(board[k]) for k in ("suite", "suite_version", "model", "form")}
-    flat = [of | _flat(r, metrics) for r in board["rows"]]
+    rows = flat(board)
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
     return out.getvalue()
 
 
+def flat(board: Board) -> list[dict[str, Any]]:
+    """The rows of `board.csv`, as they are before text is made safe for spreadsheets."""
+    metrics = list(dict.fromkeys(c for r in board["rows"] for c in r["metrics"]))
+    of = {k: board[k] for k in ("suite", "suite_version", "model", "form")}
+    return [of | _flat(r, metrics) for r in board["rows"]]
+
+
 def _flat(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
-    flat: dict[str, Any] = {k: row[k] for k in FLAT}
-    flat |= {f"n_{role}": row[f"n_{role}"] for role in ROLES}
+    found: dict[str, Any] = {k: row[k] for k in FLAT}
+    found |= {f"n_{role}": row[f"n_{role}"] for role in ROLES}
     for role in ROLES:
-        flat |= {f"acc_{role}": row[f"acc_{role}"]} | _ends(f"acc_{role}", row[f"acc_{role}_ci"])
-    flat |= {"headline_id": row["headline_id"], "headline": row["headline"]} | _ends("headline", row["headline_ci"])
+        found |= {f"acc_{role}": row[f"acc_{role}"]} | _ends(f"acc_{role}", row[f"acc_{role}_ci"])
+    found |= {"headline_id": row["headline_id"], "headline": row["headline"]} | _ends("headline", row["headline_ci"])
     for m in metrics:
-        flat |= {m: row["metrics"].get(m)} | _ends(m, row["metrics_ci"].get(m))
-    flat |= {f"n_invalid_{role}": row["n_invalid"].get(role, 0) for role in ROLES}
-    flat |= {k: row[k] for k in RANKING} | _ends("rank", row["rank_ci"]) | {"wins": " ".join(row["wins"])}
-    flat |= _ends("gap_vs_best", row["gap_vs_best_ci"])
-    flat |= {"marks": " ".join(f"{column}:{mark}" for column, mark in row["marks"].items())}
-    flat |= {k: (row["spread"] or {}).get(k) for k in ("training_sd", "sampling_sd")}
-    return {k: csv_cell(v) for k, v in flat.items()}
+        found |= {m: row["metrics"].get(m)} | _ends(m, row["metrics_ci"].get(m))
+    found |= {f"n_invalid_{role}": row["n_invalid"].get(role, 0) for role in ROLES}
+    found |= {k: row[k] for k in RANKING} | _ends("rank", row["rank_ci"]) | {"wins": " ".join(row["wins"])}
+    found |= _ends("gap_vs_best", row["gap_vs_best_ci"])
+    found |= {"marks": " ".join(f"{column}:{mark}" for column, mark in row["marks"].items())}
+    found |= {k: (row["spread"] or {}).get(k) for k in ("training_sd", "sampling_sd")}
+    return found
 
 
 def _ends(name: str, ci: Sequence[float] | None) -> dict[str, float | None]:
     return {f"{name}_lo": None if ci is None else ci[0], f"{name}_hi": None if ci is None else ci[1]}
-
-
-def csv_cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if risky else value
 
 
 def as_md(board: Board) -> str:
@@ -299,22 +298,6 @@ def _spelled(row: Row, name: str) -> str:
     value = row["headline"] if name == "headline" else row.get(name, row["metrics"].get(name))
     ci = interval_of(row, name)
     return shown(name, value, row=row) + (f" ({ci})" if value is not None and ci else "")
-
-
-def md(text: str) -> str:
-    """Text in which nothing is Markdown or HTML."""
-    escaped = "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in printable(text))
-    return escaped.replace("&", "&amp;")
-
-
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$"}
-TEX |= {"↓": r"$\downarrow$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "²": r"$^2$", "≥": r"$\geq$"}
-TEX |= {"≤": r"$\leq$", "−": "$-$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}  # plain < is ¡ in the standard encoding
-TEX |= {c: f"\\{c}" for c in "_&%$#{}"}
-
-
-def tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in printable(text))
 
 
 MARKS = {"best": r"\textbf", "second": r"\underline"}

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmark import atomic
 from benchmark.errors import BadInput
+from benchmark.inert import printable
 from benchmark.tables.board import ORDER, natural
 
 Record = Mapping[str, Any]
@@ -23,6 +25,8 @@ PER_ROLE = {"erased": 4, "synonym": 3, "kept": 5, "adjacent": 5, "general": 2}
 SMALL, LARGE = 128, 256
 """Narrower images are enlarged by whole factors, wider ones reduced."""
 GAP, FONT, PAD = 4, 15, 8
+_SHOWN = 400  # characters of a prompt that are measured at all: more never fit
+_LABEL = 60  # characters of a method's name
 INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (110, 110, 110)
 
 
@@ -41,11 +45,10 @@ def draw(records: Iterable[Record], load: Load, out: str | Path) -> list[Path]:
     `/`, `:` and the like in a request's name become `_` in the file's name.
     """
     folder = Path(out) / "grids"
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for request, group in _by_request(records).items():
         path = folder / f"{file_name(request)}.png"
-        path.write_bytes(png(grid(group, load)))
+        atomic.write(path, png(grid(group, load)))
         written.append(path)
     return written
 
@@ -69,7 +72,7 @@ def grid(records: Sequence[Record], load: Load) -> Image.Image:
     if not shown:
         raise BadInput("expected methods with common prompts and seeds to draw; these records share none")
     rows = [[load(r, _index(r)[c]) for c in shown] for r in records]
-    return _compose([r["method"]["label"] for r in records], shown, rows)
+    return _compose([printable(r["method"]["label"])[:_LABEL] for r in records], shown, rows)
 
 
 def choose(records: Sequence[Record]) -> list[Column]:
@@ -162,7 +165,7 @@ def _label_columns(
 
 def _fitted(text: str, w: int, font: Any) -> str:
     """The text, its start cut off if it is too wide: prompts end in what they ask for."""
-    text = " ".join(text.split())  # a line of text only: the font measures no more
+    text = " ".join(text[-_SHOWN:].split())  # a line of text only: the font measures no more
     if font.getlength(text) <= w:
         return text
     while text and font.getlength("…" + text) > w:

@@ -76,21 +76,25 @@ def _of_folder(folder: Path) -> list[Evidence]:
     strange = next((r for r in records if r["suite"] != folder.name), None)
     if strange is not None:
         raise BadInput(f"{folder}: expected records of the suite {folder.name}, found one of {strange['suite']}")
+    return of_records(f"{folder.parent.name}/{folder.name}", records)
+
+
+def of_records(place: str, records: Sequence[Record]) -> list[Evidence]:
+    """The same of records that were read already; `place` is what to call them, `<model>/<suite>`."""
     kinds = sorted({(r["form"], r["model"]["name"], r["model"]["hash"]) for r in records})
     return [
-        _evidence(folder, [r for r in records if (r["form"], r["model"]["name"], r["model"]["hash"]) == kind])
+        _evidence(place, [r for r in records if (r["form"], r["model"]["name"], r["model"]["hash"]) == kind])
         for kind in kinds
     ]
 
 
-def _evidence(folder: Path, records: Sequence[Record]) -> Evidence:
+def _evidence(place: str, records: Sequence[Record]) -> Evidence:
     first = records[0]
     why = {id(r): _unfit(r) for r in records}
     cells: dict[tuple[str, str], list[Record]] = {}
     for r in sorted(records, key=lambda r: r["request"]["seed"]):
         if not why[id(r)]:
             cells.setdefault((r["method"]["label"], r["request"]["name"]), []).append(r)
-    place = f"{folder.parent.name}/{folder.name}"
     left_out = tuple(sorted({f"{place}: {text}" for text in why.values() if text}))
     return Evidence(place, first["suite"], first["form"], first["model"]["name"], cells, left_out, _invalid(cells))
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmark.inert import json_text
 from benchmark.tables.columns import Row
 from benchmark.tables.formats import (
     DASH,
@@ -175,7 +176,7 @@ def _spelled(cell: Row) -> str:
 
 # --- files ----------------------------------------------------------------------------------------------------
 def as_json(made: Leaderboard) -> str:
-    return json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def as_csv(made: Leaderboard) -> str:

@@ -6,6 +6,10 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmark.inert import csv_cell
+from benchmark.inert import md as _md
+from benchmark.inert import printable as _printable
+from benchmark.inert import tex as _tex
 from benchmark.tables.layouts import Column
 from benchmark.tables.measured import NONE, Measured
 from benchmark.tables.papers import Block, Cell, Paper, PaperTable, Section
@@ -102,16 +106,6 @@ def _md_block(block: Block, under: Callable[[Column], list[str]], spell: Callabl
     return [*lines, ""]
 
 
-def _md(text: str) -> str:
-    """Text in which nothing is Markdown or HTML."""
-    escaped = "".join(f"\\{c}" if c in "\\|`*_[]<>" else c for c in _printable(text))
-    return escaped.replace("&", "&amp;")
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
 # --- CSV ------------------------------------------------------------------------------------------------------
 FIELDS = (
     *("paper", "table", "heading", "group", "row", "column", "metric", "unit"),
@@ -128,11 +122,11 @@ def as_csv(paper: Paper) -> str:
     writer = csv.DictWriter(out, FIELDS, restval="", lineterminator="\n")
     writer.writeheader()
     for found in paper.tables:
-        of = {"paper": paper.layout.name, "table": found.table.id}
+        of = {"paper": csv_cell(paper.layout.name), "table": csv_cell(found.table.id)}
         for block in found.blocks:
             writer.writerows(of | _csv_row(block, label, c) | _of_claim(c) for label, row in block.rows for c in row)
         for section in found.embedded:
-            at = of | {"heading": f"{EMBEDDED}: {section.title}"}
+            at = of | {"heading": csv_cell(f"{EMBEDDED}: {section.title}")}
             for block in section.blocks:
                 rows = ((label, c) for label, row in block.rows for c in row)
                 writer.writerows(at | _csv_row(block, label, c) | _numbers("embedded", c) for label, c in rows)
@@ -142,16 +136,17 @@ def as_csv(paper: Paper) -> str:
 def _csv_row(block: Block, label: str, cell: Cell) -> dict[str, str]:
     column = cell.column
     where = {"group": block.group.title, "row": label, "column": column.title, "metric": column.metric}
-    return {k: _csv(v) for k, v in (where | {"unit": column.unit, "why": cell.measured.why}).items()}
+    return {k: csv_cell(v) for k, v in (where | {"unit": column.unit, "why": cell.measured.why}).items()}
 
 
 def _of_claim(cell: Cell) -> dict[str, str]:
     c = cell.claim
-    claimed = {} if c is None else {"claimed": c.printed.text, "claimed_source": c.source, "claimed_table": c.table}
-    status = {} if c is None else {"status": c.status.split(" ")[0], "flags": " ".join(cell.flags)}
+    where = {} if c is None else {"claimed_source": csv_cell(c.source), "claimed_table": csv_cell(c.table)}
+    claimed = {} if c is None else {"claimed": c.printed.text, **where}  # a number, which may begin with its sign
+    status = {} if c is None else {"status": csv_cell(c.status.split(" ")[0]), "flags": " ".join(cell.flags)}
     digits = (cell.column.digits if c is None else c.printed.decimals) + 2
     again = {} if cell.recomputed is None else {"recomputed": f"{cell.recomputed:.{digits}f}"}
-    judged = {"verdict": cell.verdict or "", "measured_method": _csv(cell.measured.method)}
+    judged = {"verdict": cell.verdict or "", "measured_method": csv_cell(cell.measured.method)}
     return claimed | status | again | judged | _numbers("measured", cell)
 
 
@@ -163,28 +158,7 @@ def _numbers(name: str, cell: Cell) -> dict[str, str]:
     return {name: f"{value:.6g}"} | ends
 
 
-def _csv(text: str) -> str:
-    """Text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay as they are."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
 # --- LaTeX ----------------------------------------------------------------------------------------------------
-TEX: Mapping[str, str] = {
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$"},
-    **{"↓": r"$\downarrow$", "–": "--", "−": "$-$", "×": r"$\times$", "·": r"$\cdot$", "²": r"$^2$", "≥": r"$\geq$"},
-    **{
-        "≈": r"$\approx$",
-        "†": r"$^\dagger$",
-        "‡": r"$^\ddagger$",
-        "§": r"$^{\S}$",
-        "₀": r"$_0$",
-        "<": "$<$",
-        ">": "$>$",
-    },
-    **{"η": r"$\eta$", "Â": r"\^A", **{c: f"\\{c}" for c in "_&%$#{}"}},
-}
-
-
 def as_tex(paper: Paper) -> str:
     """A `table` float for each table, with a booktabs `tabular` for each group, and one for each embedded model."""
     lines = [f"% {_printable(paper.layout.title)}", "% needs \\usepackage{booktabs}", f"% {HOW}"]
@@ -239,10 +213,6 @@ def _rules(spans: Sequence[tuple[str, list[str]]]) -> list[str]:
         rules.append(rf"\cmidrule(lr){{{at}-{at + len(names) - 1}}}")
         at += len(names)
     return rules
-
-
-def _tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in _printable(text))
 
 
 FORMATS: Mapping[str, Callable[[Paper], str]] = {"md": as_md, "csv": as_csv, "tex": as_tex}

@@ -78,8 +78,17 @@ class Paper:
 
 def build(layout: Layout, claims: Sequence[Claim], results: Path | None) -> Paper:
     """All tables of a paper. BadInput if the layout names a unit that the ledger does not have there."""
+    return of_evidence(layout, claims, measured.evidence(results, suites(layout)))
+
+
+def suites(layout: Layout) -> list[str]:
+    """The suites that measure a paper's claims, each once."""
+    return sorted({n for t in layout.tables for g in t.groups for n in g.suites or (g.suite,)})
+
+
+def of_evidence(layout: Layout, claims: Sequence[Claim], found: Sequence[Evidence]) -> Paper:
+    """The same with what was measured at hand."""
     book = _Book(claims, check(claims))
-    found = measured.evidence(results, [n for t in layout.tables for g in t.groups for n in g.suites or (g.suite,)])
     return Paper(layout, tuple(_table(t, book, found) for t in layout.tables))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmark import paths
+from benchmark import atomic, paths
 from benchmark.claims import ledger as ledgers
 from benchmark.errors import BadInput
 from benchmark.tables import layouts
@@ -27,10 +27,6 @@ def texts(
 
 def write(made: Mapping[str, str], out: Path) -> list[Path]:
     """Write the files into `out`, which is made if it is not there; BadInput if that cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in made.items():
-            (out / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise BadInput(f"cannot write {error.filename or out}: {error.strerror or error}") from None
+    for name, text in made.items():
+        atomic.write(out / name, text)
     return [out / name for name in made]

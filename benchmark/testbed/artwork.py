@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmark import paths
+from benchmark import atomic, paths
 from benchmark.errors import Missing
 
 HERE = Path(__file__).resolve().parent
@@ -238,12 +237,9 @@ def _is_current(path: Path) -> bool:
 
 
 def _save(path: Path, rgba: np.ndarray) -> None:
-    """Write beside `path` and rename, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
     index = json.dumps([[d.concept, d.style, d.package, d.icon] for d in drawings()])
-    np.savez_compressed(part, rgba=rgba, index=index, fingerprint=fingerprint())
-    os.replace(part, path)
+    with atomic.file(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, rgba=rgba, index=index, fingerprint=fingerprint())
 
 
 def build_drawings(node_modules: Path, out: Path) -> Path:

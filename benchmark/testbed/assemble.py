@@ -21,7 +21,7 @@ JUDGES = ("evaluator", "evaluator_b", "clip")
 
 
 def assemble(model: Path, out: Path, drawings: Path, seed: int) -> None:
-    """Write the whole model to `out`, which must not exist; all weights as float16 safetensors."""
+    """Write the whole model to the new or empty folder `out`; all weights as float16 safetensors."""
     text = CLIPTextModel.from_pretrained(model / "clip" / "text_encoder", dtype=torch.float32, local_files_only=True)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(model / "vae", local_files_only=True),

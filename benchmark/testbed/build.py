@@ -6,13 +6,13 @@ Stages run in order and resume where they were; each leaves its result in its ow
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmark import atomic
 from benchmark.testbed.artwork import build_drawings
 from benchmark.testbed.captions import vocabulary
 from benchmark.testbed.data import Renders, load_renders
@@ -42,12 +42,8 @@ class Build:
         final = self.model / part
         if final.exists():
             return
-        temporary = self.model / f".{part.replace('/', '-')}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        make(temporary)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(final)
+        with atomic.folder(final) as temporary:
+            make(temporary)
 
 
 def autoencoder(build: Build) -> None:
@@ -108,11 +104,8 @@ def assemble(build: Build) -> None:
     from benchmark.testbed import assemble as stage
 
     drawings = build_drawings(build.node_modules, build.work / "drawings")
-    temporary = build.work / ".weights.part"
-    shutil.rmtree(temporary, ignore_errors=True)
-    stage.assemble(build.model, temporary, drawings, build.recipe["seed"])
-    shutil.rmtree(build.work / "weights", ignore_errors=True)
-    temporary.rename(build.work / "weights")
+    with atomic.folder(build.work / "weights", replace=True) as temporary:
+        stage.assemble(build.model, temporary, drawings, build.recipe["seed"])
 
 
 def report(build: Build) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark import atomic
 from benchmark.testbed.artwork import concepts, packages
 from benchmark.testbed.recipe import Recipe
 
@@ -163,4 +164,4 @@ def write(weights: Path, recipe: Recipe) -> None:
     history = weights / "HISTORY.md"
     notes = history.read_text(encoding="utf-8") if history.exists() else ""
     report = json.loads((weights / "report.json").read_text(encoding="utf-8"))
-    (weights / "MODEL_CARD.md").write_text(card(recipe, report, weights, notes), encoding="utf-8")
+    atomic.write(weights / "MODEL_CARD.md", card(recipe, report, weights, notes))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmark import atomic
 from benchmark.testbed.artwork import load_drawings, styles
 from benchmark.testbed.render import BACKGROUNDS, Record, drawn_concepts, render_batch, sample_record
 
@@ -48,11 +49,9 @@ def load_renders(split: str, count: int, seed: int, drawings: Path, cache: Path)
     records = draw_records(split, count, seed)
     path = cache / f"{split}-{count}-{seed}.npy"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         images = render_batch(records, load_drawings(drawings))
-        with (temporary := path.with_suffix(".part")).open("wb") as file:
+        with atomic.file(path) as temporary, temporary.open("wb") as file:
             np.save(file, images)
-        temporary.replace(path)
     return Renders(np.load(path, mmap_mode="r"), records)
 
 

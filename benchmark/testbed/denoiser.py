@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from benchmark import atomic
 from benchmark.testbed import autoencoder
 from benchmark.testbed.captions import caption
 from benchmark.testbed.data import Renders
@@ -58,9 +59,8 @@ def cached_latents(build_folder: Path, model: Path, data: Renders) -> Tensor:
     path = build_folder / f"latents-{encoder}-{len(data.images)}.npy"
     if not path.exists():
         vae = AutoencoderKL.from_pretrained(model / "vae", local_files_only=True).eval()
-        with (temporary := path.with_suffix(".part")).open("wb") as file:
+        with atomic.file(path) as temporary, temporary.open("wb") as file:
             np.save(file, autoencoder.encode(vae, data).numpy())
-        temporary.replace(path)
     return torch.from_numpy(np.load(path))
 
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmark import atomic
 from benchmark.errors import BadInput, Damaged, Missing, did_you_mean
 from benchmark.metrics.evaluators import EVALUATORS, Array, Evaluator, hash_files
 
@@ -357,7 +358,7 @@ def write_reference(root: str | Path, images: NDArray[np.uint8], concepts: Seque
     known = {c: i for i, c in enumerate(judge.classes["object"])}
     features = torch.from_numpy(judge.raw(images)["features"]).half()
     path = judge.root / "reference" / "features.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"features": features, "class": torch.tensor([known[c] for c in concepts], dtype=torch.int32)}
-    save_file(tensors, path, metadata={"evaluator": hash_files(judge.root, ["evaluator"])})
+    with atomic.file(path) as temporary:
+        save_file(tensors, temporary, metadata={"evaluator": hash_files(judge.root, ["evaluator"])})
     return path

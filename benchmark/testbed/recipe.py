@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmark import device
+from benchmark import atomic, device
 
 HERE = Path(__file__).parent
 
@@ -144,9 +143,8 @@ class Stage:
         state = {"step": step, "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        temporary = self._path.with_suffix(".part")
-        torch.save(state, temporary)
-        os.replace(temporary, self._path)
+        with atomic.file(self._path) as temporary:
+            torch.save(state, temporary)
 
     def _resume(self) -> int:
         if not self._path.exists():

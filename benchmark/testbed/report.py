@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmark import atomic
 from benchmark.backbones.load import load
 from benchmark.keys import image_seed
 from benchmark.metrics import distribution
@@ -220,7 +221,7 @@ def measure(weights: Path, test: Renders, recipe: Recipe, per_concept: int = 8) 
     report["renders"] = on_renders(weights, test)
     report["damage"] = damage(weights)
     report["neighbours"] = neighbours(weights, wanted, images)
-    (weights / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    atomic.write(weights / "report.json", json.dumps(report, indent=1) + "\n")
     shown = {k: v for k, v in generated.items() if k not in ("concept", "synonyms")}
     near = {k: v for k, v in report["neighbours"].items() if k != "of"}
     told = {**shown, "renders": report["renders"], "damage": report["damage"], "neighbours": near}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmark import atomic
 from benchmark.backbones.load import load
 from benchmark.keys import image_seed
 from benchmark.sample import sample
@@ -78,7 +79,7 @@ def _tiled(images: NDArray[np.uint8], rows: int, across: int) -> NDArray[np.uint
 
 
 def _save(picture: NDArray[np.uint8], path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(picture).quantize(COLORS, dither=Image.Dither.NONE)
-    image.save(path, optimize=True)
+    with atomic.file(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
     return path
