@@ -95,10 +95,11 @@ def tiny() -> Rig:
 
 def _from_folder() -> Parts:
     import diffusers
+    import torch
 
     untyped: Any = diffusers
     folder = models.resolve("testbed")
-    pipe = untyped.StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = untyped.StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     return {name: getattr(pipe, name) for name in ("unet", "text_encoder", "vae", "tokenizer", "scheduler")}
 
 
