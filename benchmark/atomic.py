@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 
 from benchmark.errors import BadInput
+from benchmark.owner import lives
+from benchmark.owner import place as here
 
 _STALE_S = 24 * 3600  # of writers elsewhere nobody knows whether they live: within a day they have ended
 _OWNED = re.compile(r"(?:\.(?P<name>.+)\.)?(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}(?:\.part)?")
@@ -219,9 +221,9 @@ def _sweep_of(path: Path) -> None:
 
 def abandoned(path: Path) -> bool:
     """Whether the writer of a temporary is gone: its process is not there, or, elsewhere, it is older than a day."""
-    owner = _OWNED.fullmatch(path.name)
-    if owner and owner["machine"] == _machine() and sys.platform != "win32":  # there the same call ends a process
-        return not _lives(int(owner["pid"]))
+    writer = _OWNED.fullmatch(path.name)
+    if writer and writer["machine"] == _machine():
+        return not lives(int(writer["pid"]))
     try:
         return time.time() - path.stat().st_mtime > _STALE_S
     except OSError:  # it has just gone
@@ -239,21 +241,7 @@ def _remove(paths: Iterator[Path]) -> None:
         disk.remove(path)
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it is another's
-        return True
-    return True
-
-
 @cache
 def _machine() -> str:
     """Of this start of this machine, and of the container: process numbers count only within both."""
-    try:
-        about = [Path("/proc/sys/kernel/random/boot_id").read_text(), str(os.stat("/proc/self/ns/pid").st_ino)]
-    except OSError:
-        about = [str(uuid.getnode())]
-    return hashlib.sha256("|".join(about).encode()).hexdigest()[:8]
+    return hashlib.sha256(here().encode()).hexdigest()[:8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,13 @@ def vectors() -> str | None:
         return None
     known = {"avx512f": "avx512", "avx2": "avx2", "asimd": "asimd"}
     return next((name for flag, name in known.items() if flag in flags), None)
+
+
+def processor() -> str:
+    """The processor as its system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def driver() -> str | None:

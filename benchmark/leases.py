@@ -21,10 +21,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import final
 
+from benchmark import owner
 from benchmark.errors import BadInput
 
 EXPIRY_S = 180.0
@@ -180,8 +180,8 @@ class Leases:
             mark.unlink(missing_ok=True)
 
     def _dead(self, seen: _Seen) -> bool:
-        if seen.token is not None and seen.place == _place():
-            return not _lives(seen.pid, seen.born)
+        if seen.token is not None and seen.place == owner.place():
+            return not owner.lives(seen.pid, seen.born)
         return self._old(seen)
 
     def _old(self, seen: _Seen) -> bool:
@@ -303,39 +303,11 @@ def _look(path: Path) -> _Seen | None:
 # --- processes --------------------------------------------------------------------------------------------------------
 def _payload(token: str) -> bytes:
     pid = os.getpid()
-    told = {"token": token, "host": socket.gethostname(), "place": _place(), "pid": pid, "born": _born(pid) or ""}
+    told = {
+        "token": token,
+        "host": socket.gethostname(),
+        "place": owner.place(),
+        "pid": pid,
+        "born": owner.born(pid) or "",
+    }
     return json.dumps(told).encode() + b"\n"
-
-
-@cache
-def _place() -> str:
-    """Where process numbers mean something: this start of this machine, and this container of it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return f"{uuid.getnode():x}/{os.name}"
-
-
-def _lives(pid: int, born: str) -> bool:
-    """Whether that very process runs; where the system does not tell when it started, any with its number counts."""
-    if Path("/proc/self/stat").exists():
-        return _born(pid) == born
-    if os.name == "nt":  # asking would end it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another's
-        return True
-    return True
-
-
-def _born(pid: int) -> str | None:
-    """When a process started, in ticks; None if it is gone, has ended without being waited for, or nobody tells."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]

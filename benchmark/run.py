@@ -533,7 +533,7 @@ def _every(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
 def _machine() -> dict[str, Any]:
     return {
         "device": device_class(),
-        "cpu": _cpu_name(),
+        "cpu": device.processor(),
         "threads": device.threads(),
         "system": platform.system(),
         "release": platform.release(),
@@ -580,12 +580,6 @@ def device_class() -> str:
     import torch
 
     return torch.cuda.get_device_name(0)
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _width() -> int:

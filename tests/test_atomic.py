@@ -34,7 +34,7 @@ def on(disk: atomic.Disk) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "_lives", lambda pid: False)
+    monkeypatch.setattr(atomic, "lives", lambda pid: False)
 
 
 def tree(root: Path) -> Tree:

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "cards commands errors hubs",
+    "cards commands errors hubs owner",
     "inert untrusted",
     "atomic behind device inputs interface keys leases memory neighbours paths stats",
     "declared engines progress regress_stats speed store turns",

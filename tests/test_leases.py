@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from benchmark import leases as module
+from benchmark import owner
 from benchmark.errors import BadInput
 from benchmark.leases import Busy, Leases, file_time
 
@@ -97,9 +98,9 @@ def test_of_many_that_find_a_dead_claim_exactly_one_gets_it(folder: Path):
         with ThreadPoolExecutor(16) as pool:
             got = list(pool.map(attempt, owners))
         assert sum(got) <= 1, "two are at one work"
-        for owner, had in zip(owners, got, strict=True):
+        for one, had in zip(owners, got, strict=True):
             if had:
-                owner.release("x")
+                one.release("x")
         assert owners[0].acquire("x"), "in the way of nobody"
         owners[0].release("x")
 
@@ -192,14 +193,14 @@ def test_a_dead_claim_is_broken_by_one_at_a_time(folder: Path):
 def dead() -> tuple[int, str]:
     """A process that has ended, and when it began."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    born = module._born(process.pid)
+    born = owner.born(process.pid)
     process.communicate()
     return process.pid, born or ""
 
 
 def test_the_dead_of_this_machine_hold_nothing(folder: Path):
     a, (pid, born) = Leases(folder), dead()
-    elsewhere(folder, "x", place=module._place(), pid=pid, born=born)
+    elsewhere(folder, "x", place=owner.place(), pid=pid, born=born)
     assert a.free("x") and a.acquire("x")
     a.release("x")
 
@@ -207,7 +208,7 @@ def test_the_dead_of_this_machine_hold_nothing(folder: Path):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell when a process began")
 def test_a_number_used_again_is_another_process(folder: Path):
     a = Leases(folder)
-    elsewhere(folder, "x", place=module._place(), pid=os.getpid(), born="1")
+    elsewhere(folder, "x", place=owner.place(), pid=os.getpid(), born="1")
     assert a.free("x")
 
 
@@ -244,7 +245,7 @@ def test_sweeping_takes_what_the_dead_left_and_nothing_else(folder: Path):
     a, (pid, born) = Leases(folder, expiry_s=60), dead()
     elsewhere(folder, "live")
     elsewhere(folder, "old", age_s=90)
-    elsewhere(folder, "dead", place=module._place(), pid=pid, born=born)
+    elsewhere(folder, "dead", place=owner.place(), pid=pid, born=born)
     elsewhere(folder, ".part.1", age_s=90)
     with a.hold("mine"):
         a.sweep()

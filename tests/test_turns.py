@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmark import owner
 from benchmark.leases import Busy, Leases
 from benchmark.turns import patiently, take_turns
 
@@ -119,11 +120,9 @@ def test_a_dead_owners_part_is_taken_over(tmp_path: Path):
     """Its claim is from this machine, of a process that is no more."""
     import json
 
-    from benchmark import leases as module
-
     folder = tmp_path / "leases"
     folder.mkdir()
-    told = {"token": "t", "host": "", "place": module._place(), "pid": 2**22 + 1, "born": "1"}
+    told = {"token": "t", "host": "", "place": owner.place(), "pid": 2**22 + 1, "born": "1"}
     (folder / "part.a1").write_text(json.dumps(told))
     shop = Shop(tmp_path / "shop", {"a": ["a1"]})
     go(shop, folder)

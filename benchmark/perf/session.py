@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def device_name() -> str:
 def conditions(rig: Rig, runs: int) -> dict[str, Any]:
     """What the times depend on besides the code."""
     return {
-        "cpu": processor_name(),
+        "cpu": device.processor(),
         "processors": os.cpu_count(),
         "threads": rig.threads,
         "system": f"{platform.system()} {platform.release()}",
@@ -117,10 +117,3 @@ def conditions(rig: Rig, runs: int) -> dict[str, Any]:
         "load": load(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def processor_name() -> str:
-    """The processor as its system names it."""
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text(encoding="utf-8").splitlines() if info.exists() else ()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

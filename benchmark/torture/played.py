@@ -78,7 +78,7 @@ def playing(suite: Path, **options: Any) -> Iterator[None]:
         (Worker, "load_edit", lambda self, spec: Edit()),
         (Worker, "_drawn", _drawn),
         (worker, "_made", _made),
-        (atomic, "_lives", lambda pid: False),
+        (atomic, "lives", lambda pid: False),
     ]
     with ExitStack() as stack:
         for owner, name, value in plays:
