@@ -11,8 +11,12 @@ from typing import Any, Literal
 
 from benchmark.errors import BadInput
 
-THREADS = 2
-"""Fixed, not one a core: sums over other numbers of threads end in other bits; boards shall be the same anywhere."""
+THREADS = 1
+"""Fixed, not one a core: sums over other numbers of threads end in other bits; boards shall be the same anywhere. One,
+for a model this small is done sooner by two processes of one thread than by one of two, and threads that wait for each
+other on a busy machine make it many times slower. A large model on a CPU wants more: OMP_NUM_THREADS."""
+MOST_WORKERS = 4
+"""Processes that a run on a CPU starts by itself, at the most: each loads torch and the model. Harness default."""
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 Kind = Literal["cpu", "cuda"]
@@ -45,6 +49,11 @@ def threads() -> int:
     if told and not (told.isdecimal() and int(told) > 0):
         raise BadInput(f"OMP_NUM_THREADS: expected a whole number above 0, got {told!r}")
     return int(told) if told else THREADS
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def setting() -> dict[str, Any]:

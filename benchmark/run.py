@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -92,6 +92,7 @@ def execute(options: RunOptions) -> int:
         options.executor,
         workers=options.workers,
         cells=len(plan.cells),
+        images=_light(plan, options),
         address=options.ray_address,
         slurm=options.slurm,
     )
@@ -105,6 +106,14 @@ def execute(options: RunOptions) -> int:
             runner.work()
             return runner.finish()
         return runner.spread(engine)
+
+
+def _light(plan: Plan, options: RunOptions) -> int:
+    """How many images are still to be made by a model small enough for one a core; 0 for those that fill the memory."""
+    if plan.form_name != "embedded":
+        return 0
+    drawn = Drawn(plan, _part(plan, options.shard))
+    return drawn.whole - drawn.there(Store(options.store or options.out / "store", readonly=True))
 
 
 def work(given: Mapping[str, Any]) -> int:
@@ -217,6 +226,23 @@ def _prepare(out: Path) -> None:
         raise BadInput(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from None
 
 
+class Drawn:
+    """How many images of some cells there are; cells that share images are counted once. Counts folders, reads none."""
+
+    def __init__(self, plan: Plan, cells: Sequence[Cell]) -> None:
+        self._batch = plan.batch
+        self._asked: dict[str, set[Pair]] = {}
+        for cell in cells:
+            if cell.images_key is not None:
+                self._asked.setdefault(cell.images_key, set()).update((i.prompt, i.seed) for i in cell.items)
+        self.whole = sum(map(len, self._asked.values()))
+
+    def there(self, store: Store) -> int:
+        """As batches may be partly filled, up to a batch too many of a cell until it is complete."""
+        made = {key: len(store.children(keys.IMAGES, key)) for key in self._asked}
+        return sum(min(made[key] * self._batch, len(asked)) for key, asked in self._asked.items())
+
+
 class _Runner:
     """Runs cells one after another and writes what they leave; others may do the same with the same folders."""
 
@@ -283,11 +309,14 @@ class _Runner:
             cwd=os.getcwd(),
             environment=settings(),
         )
+        drawn = Drawn(self.plan, self.cells)
         with engine:
-            with self.progress.stage(f"{engine.workers} workers", len(left), "cells") as stage:
-                watch = _every(_LOOK_S, lambda: stage.advance(self._take_done(left)))
-                made = supervise(engine, job, workers=engine.workers, say=self.progress.say, watch=watch)
-                stage.advance(self._take_done(left))
+            with self.progress.stage(f"{engine.workers} workers", drawn.whole) as stage:
+                look = partial(self._look, left, drawn, stage)
+                made = supervise(
+                    engine, job, workers=engine.workers, say=self.progress.say, watch=_every(_LOOK_S, look)
+                )
+                look()
             self.images_made += sum(made)
             theirs = json.loads((session / "provenance.json").read_bytes())
             if theirs == self.provenance.model_dump(mode="json"):
@@ -299,11 +328,16 @@ class _Runner:
         shutil.rmtree(session, ignore_errors=True)
         return int(code)
 
-    def _take_done(self, left: list[Cell]) -> int:
-        """How many cells of the list have their record by now; these leave the list."""
+    def _look(self, left: list[Cell], drawn: Drawn, stage: Stage) -> None:
+        """Tell how far the workers are: images that are there, and cells that have their record, which leave `left`."""
+        stage.advance(drawn.there(self.worker.store) - stage.done)
         found = [cell for cell in left if self._younger(cell) and self._there(cell)]
         left[:] = [cell for cell in left if cell not in found]
-        return len(found)
+        for cell in found:
+            how = "failed" if self._failed(cell) else "done"
+            self.progress.say(f"{how} {cell.method.label} {cell.request.name}")
+        if found:
+            self.progress.say(f"{len(self.cells) - len(left)} of {len(self.cells)} cells")
 
     def _younger(self, cell: Cell) -> bool:
         try:

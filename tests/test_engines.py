@@ -454,3 +454,17 @@ def test_an_unknown_parameter_of_slurm_is_refused(toy: Callable[..., Job]):
     engine = SlurmEngine(workers=1, parameters={"cluster": "local", "partitoin": "gpu"}, threads=1)
     with pytest.raises(BadInput, match="--slurm: .*partitoin"):
         engine.launch(toy(), [0])
+
+
+@pytest.mark.parametrize(
+    ("cores", "cells", "images", "expected"),
+    [(8, 20, 5000, 4), (2, 20, 5000, 2), (2, 1, 5000, None), (8, 20, 299, 2), (8, 20, 0, None), (1, 20, 5000, None)],
+)
+def test_a_cpu_gets_as_many_workers_as_have_work(
+    cores: int, cells: int, images: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(device, "cores", lambda: cores)
+    monkeypatch.setattr(device, "gpus", lambda: [])
+    chosen = engines.engine("local", cells=cells, images=images)
+    assert (chosen and chosen.workers) == expected
+    assert engines.engine("local", cells=cells, images=images, workers=1) is None, "unless told otherwise"

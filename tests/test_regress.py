@@ -214,7 +214,7 @@ def test_a_package(base: list[Record], run: list[Record]):
     [
         (("suite_version",), 2, "suite version objects: 1 → 2"),
         (("protocols", TOP1, "version"), 2, "protocol testbed/top1 version: 1 → 2"),
-        (("sampler", "steps"), 50, "sampler steps: 25 → 50"),
+        (("sampler", "steps"), 50, "sampler steps: 12 → 50"),
         (("method", "fields", "lr"), 1.0, "method lr: 0.0002 → 1.0"),
         (("request", "keep"), ["bird"], "request keep: "),
         (("scale",), 0.5, "suite scale: 0.05 → 0.5"),

@@ -294,7 +294,7 @@ def test_the_page_has_every_protocol_of_every_suite_with_its_source_and_what_it_
 @pytest.mark.parametrize("name", sorted(HEADLINES))
 def test_every_embedded_form_ends_with_a_board(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     declared = (paths.suites() / f"{name}.yaml").read_text(encoding="utf-8")
-    (tmp_path / f"{name}.yaml").write_text(declared.replace("steps: 25", "steps: 2"), encoding="utf-8")
+    (tmp_path / f"{name}.yaml").write_text(declared.replace("steps: 12", "steps: 2"), encoding="utf-8")
     options = RunOptions(
         suite=str(tmp_path / f"{name}.yaml"),
         model="random-unet",

@@ -14,6 +14,8 @@ from benchmark.engines.base import Engine
 from benchmark.errors import BadInput
 
 NAMES = ("local", "ray", "slurm")
+WORTH_A_WORKER = 100
+"""Images for which another process on a CPU is worth its start; harness default."""
 
 
 def engine(
@@ -21,14 +23,15 @@ def engine(
     *,
     workers: int | None = None,
     cells: int,
+    images: int = 0,
     address: str | None = None,
     slurm: Mapping[str, Any] | None = None,
 ) -> Engine | None:
     """The engine of that name, checked but not started; None where this process alone does the work.
 
-    `workers` left out: one a GPU (local, Ray), or as many as there are cells, four at most (Slurm). `address` is a Ray
-    cluster's, `slurm` submitit's parameters. BadInput for what does not go together, Missing for a package that is not
-    there.
+    `workers` left out: one a GPU (local, Ray), or as many as there are cells, four at most (Slurm); of a CPU's cores as
+    many as `images`, those of a small model still to be made, keep busy. `address` is a Ray cluster's, `slurm`
+    submitit's parameters. BadInput for what does not go together, Missing for a package that is not there.
     """
     _check(name, workers, address, slurm)
     if name == "ray":
@@ -42,8 +45,13 @@ def engine(
     from benchmark.engines.local import LocalEngine
 
     gpus = device.gpus()
-    count = workers or max(len(gpus), 1)
+    count = workers or len(gpus) or _on_cores(cells, images)
     return None if count == 1 else LocalEngine(workers=count, gpus=gpus)
+
+
+def _on_cores(cells: int, images: int) -> int:
+    """Workers for a CPU: no more than cores, and none that would hardly do more than load the model."""
+    return max(1, min(device.cores() // device.threads(), device.MOST_WORKERS, cells, images // WORTH_A_WORKER))
 
 
 def _check(name: str, workers: int | None, address: str | None, slurm: Mapping[str, Any] | None) -> None:
