@@ -24,6 +24,7 @@ from benchmark import (
     cli,
     consistency,
     evidence,
+    keys,
     models,
     recompute,
     record,
