@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -19,6 +20,7 @@ from benchmark import gates, memory
 from benchmark.backbones.base import Backbone
 from benchmark.errors import BadInput, BenchError, Damaged, did_you_mean
 from benchmark.interface import Cost, Edit, Gates, LowRank, Method, PromptRule, Request
+from benchmark.journal import StoreJournal
 
 Strategy = Literal["joint", "sequential"]
 
@@ -28,8 +30,14 @@ _CHUNK = 1 << 22  # elements fingerprinted at once: 32 MiB of scratch
 
 
 # --- making -----------------------------------------------------------------------------------------------------------
-def make(method: Method, backbone: Backbone, request: Request, strategy: Strategy = "joint") -> Edit:
-    """Run the method and return its checked edit with its cost.
+def make(
+    method: Method,
+    backbone: Backbone,
+    request: Request,
+    strategy: Strategy = "joint",
+    journal: StoreJournal | None = None,
+) -> Edit:
+    """Run the method and return its checked edit with its cost. With a journal, from where that stands.
 
     `sequential` erases the concepts one after another, each on the result of the last, and returns the whole as one
     edit of the unedited model; controls are made jointly all the same. BenchError if the method left the backbone
@@ -40,14 +48,15 @@ def make(method: Method, backbone: Backbone, request: Request, strategy: Strateg
     memory.reset()
     started = time.perf_counter()
     run = _sequential if _one_by_one(method, request, strategy) else _joint
-    with backbone.counting() as counts:
+    with backbone.counting() as counts, nullcontext() if journal is None else journal.of(backbone, counts):
         edit = run(method, backbone, request)
     seconds = time.perf_counter() - started
     _unchanged(method, before, fingerprints(backbone))
     check(backbone, edit)
+    earlier = Cost() if journal is None else journal.earlier
     cost = Cost(
-        seconds=seconds,
-        peak_bytes=memory.peak(),
+        seconds=earlier.seconds + seconds,
+        peak_bytes=max(earlier.peak_bytes, memory.peak()),
         denoiser_forwards=counts.denoiser_forwards,
         denoiser_backwards=counts.denoiser_backwards,
         text_encodes=counts.text_encodes,
@@ -67,11 +76,22 @@ def _joint(method: Method, backbone: Backbone, request: Request) -> Edit:
 
 def _sequential(method: Method, backbone: Backbone, request: Request) -> Edit:
     whole = Edit()
-    for target in request.erase:
+    for i, target in enumerate(request.erase):
+        alone = partial(_state, method, backbone, replace(request, erase=(target,)))
         with apply(backbone, whole):
-            part = method.edit(backbone, replace(request, erase=(target,)))
+            part = _of_state(backbone.journal.once(f"concept-{i}", alone))
         whole = compose([whole, part])
     return whole
+
+
+def _state(method: Method, backbone: Backbone, request: Request) -> dict[str, Any]:
+    """The method's edit as a journal keeps it."""
+    edit = method.edit(backbone, request)
+    return {"tensors": _tensors(edit), **_content(edit), "notes": dict(edit.notes)}
+
+
+def _of_state(state: Mapping[str, Any]) -> Edit:
+    return _edit(state["tensors"], state)
 
 
 def _supported(method: Method, backbone: Backbone, request: Request, strategy: Strategy) -> None:
@@ -297,19 +317,23 @@ def serialise(edit: Edit) -> dict[str, bytes]:
 def deserialise(files: Mapping[str, bytes]) -> Edit:
     """The edit behind `serialise`'s files, on the CPU. Damaged if they cannot be read."""
     try:
-        tensors, document = load_tensors(files["edit.safetensors"]), json.loads(files["edit.json"])
-        rule, deltas = document["prompts"], document["deltas"]
-        return Edit(
-            weights={name: tensors[name] for name in document["weights"]},
-            deltas={name: LowRank(tensors[_UP + name], tensors[_DOWN + name]) for name in deltas},
-            gates=_gates(tensors, document["gates"]) if "gates" in document else None,
-            prompts=None if rule is None else PromptRule(words=tuple(rule["words"]), replacement=rule["replacement"]),
-            output=document["output"],
-            notes=document["notes"],
-            cost=Cost(**json.loads(files.get("cost.json", b"{}"))),
-        )
+        edit = _edit(load_tensors(files["edit.safetensors"]), json.loads(files["edit.json"]))
+        return replace(edit, cost=Cost(**json.loads(files.get("cost.json", b"{}"))))
     except Exception as error:  # safetensors raises several kinds of its own
         raise Damaged(f"expected an edit's files, got {sorted(files)}: {error}; delete them and run again") from error
+
+
+def _edit(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Edit:
+    """The edit of these tensors, whose `_content` and notes the document holds."""
+    rule, deltas = document["prompts"], document["deltas"]
+    return Edit(
+        weights={name: tensors[name] for name in document["weights"]},
+        deltas={name: LowRank(tensors[_UP + name], tensors[_DOWN + name]) for name in deltas},
+        gates=_gates(tensors, document["gates"]) if "gates" in document else None,
+        prompts=None if rule is None else PromptRule(words=tuple(rule["words"]), replacement=rule["replacement"]),
+        output=document["output"],
+        notes=document["notes"],
+    )
 
 
 def edit_hash(edit: Edit) -> str:
@@ -328,12 +352,17 @@ def _content(edit: Edit) -> dict[str, Any]:
 
 
 def _tensor_bytes(edit: Edit) -> bytes:
+    tensors = _tensors(edit)
+    # a clone each: safetensors refuses tensors that share memory
+    return save_tensors({n: tensors[n].detach().cpu().contiguous().clone() for n in sorted(tensors)})
+
+
+def _tensors(edit: Edit) -> dict[str, Tensor]:
+    """All tensors of the edit by the names they are stored under; `_edit` is the way back."""
     tensors = dict(edit.weights)
     for name, delta in edit.deltas.items():
         tensors[_UP + name], tensors[_DOWN + name] = delta
-    tensors |= {} if edit.gates is None else _gate_tensors(edit.gates)
-    # a clone each: safetensors refuses tensors that share memory
-    return save_tensors({n: tensors[n].detach().cpu().contiguous().clone() for n in sorted(tensors)})
+    return tensors | ({} if edit.gates is None else _gate_tensors(edit.gates))
 
 
 def _gate_tensors(found: Gates) -> dict[str, Tensor]:

@@ -18,6 +18,9 @@ EDITS, IMAGES, RAW, SCORES = "edits", "images", "raw", "scores"
 """First part of an artifact's address: `(EDITS, edit key)`, `(IMAGES, images key, shard)`, `(RAW, raw key)`,
 `(SCORES, scores key)`."""
 
+JOURNALS = "journals"
+"""First part of the address of what is done of an edit under way: `(JOURNALS, edit key, name@steps)`."""
+
 LENGTH = 32  # hex digits kept as a folder name: 128 bits
 
 

@@ -62,7 +62,7 @@ def find(
     now: Callable[[], float] = time.time,
 ) -> list[Report]:
     """What may go: artifacts in no record of these runs, `older_than` so many days; damaged ones of that age, and what
-    dead writers left. `only` names kinds (`edits`, `images`, `raw`, `scores`, `damaged`, `tmp`).
+    dead writers left. `only` names kinds (`edits`, `images`, `raw`, `scores`, `journals`, `damaged`, `tmp`).
 
     `store` is the one that the runs share; without, each run has its own. BadInput for a folder that is no run, and
     where a process is at work in the store.

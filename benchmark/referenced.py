@@ -36,6 +36,8 @@ class Referenced:
     """Kinds of artifacts of which all must count as used, and why."""
 
     def __contains__(self, address: Address) -> bool:
+        if address[0] == keys.JOURNALS:  # of an edit that is not there yet, or of one that is
+            return False
         kind = keys.EDITS if address[0] == COSTS else address[0]
         return kind not in KINDS or kind in self.open or address in self.addresses
 

@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -114,6 +115,17 @@ class Store:
             raise self._unwritable(error) from error
         atomic.disk.remove(away)
 
+    def remove_all(self, *address: str) -> None:
+        """Take away all artifacts right below an address, and the folder."""
+        for name in self.children(*address):
+            self.remove(*address, name)
+        with suppress(OSError):  # not there, or somebody puts something in
+            self._folder(address).rmdir()
+
+    def set_aside(self, *address: str, why: str) -> NoReturn:
+        """Put an artifact with the damaged ones, though its bytes are those written; raises Damaged, which names it."""
+        self._set_aside(address, why)
+
     def leftovers(self) -> list[Path]:
         """What was set aside as damaged, and what writers left that are gone."""
         damaged = self.root / _DAMAGED
@@ -195,10 +207,13 @@ def _is_address(address: tuple[str, ...]) -> bool:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     atomic.disk.make(folder)
-    entries = {n: {"sha256": hashlib.sha256(b).hexdigest(), "bytes": len(b)} for n, b in sorted(files.items())}
-    manifest = json.dumps({"schema": SCHEMA, "files": entries}, sort_keys=True).encode() + b"\n"
-    for name, content in {**files, MANIFEST: manifest}.items():
-        if not _NAME.fullmatch(name) or (name == MANIFEST and MANIFEST in files):
+    entries = {}
+    for name in files:  # one at a time: a mapping may make the bytes of each when it is asked for them
+        if not _NAME.fullmatch(name) or name == MANIFEST:
             raise ValueError(f"not a name for a file of an artifact: {name!r}")
+        content = files[name]
         atomic.new(folder / name, content)
+        entries[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    manifest = json.dumps({"schema": SCHEMA, "files": entries}, sort_keys=True).encode() + b"\n"
+    atomic.new(folder / MANIFEST, manifest)
     atomic.disk.sync_folder(folder)

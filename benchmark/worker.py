@@ -10,7 +10,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import takewhile
@@ -35,6 +35,7 @@ from benchmark.store import Store
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
     from benchmark.interface import Edit
+    from benchmark.journal import StoreJournal
     from benchmark.metrics.evaluators import Array, Evaluator, PairEvaluator
     from benchmark.metrics.protocols import Given
 
@@ -167,6 +168,8 @@ class Worker:
                 continue
             try:
                 self._once((keys.EDITS, needed.key), partial(self._make, needed, spent))
+                with suppress(BenchError):  # what resists stays for `gc`
+                    self.store.remove_all(keys.JOURNALS, needed.key)
             except CellFailed as error:
                 if needed is spec:
                     raise
@@ -176,12 +179,18 @@ class Worker:
         return dict(json.loads(self.store.read(keys.EDITS, spec.key, file="about.json")))
 
     def _make(self, spec: EditSpec, spent: Spent) -> None:
+        from benchmark import journal
+
         if spec.key in self._failures:
             raise CellFailed(self._failures[spec.key])
         given = {name: self.load_edit(needed) for name, needed in spec.given.items()}
-        backbone = self.backbone
+        backbone, code = self.backbone, journal.code_of(type(spec.method.instance))
+        kept = journal.StoreJournal(self.store, spec.key, code=code, say=self.say)
         try:
-            edit, files = _made(spec, backbone, given)
+            edit, files = _made(spec, backbone, given, kept)
+        except journal.Unfit:
+            self._forget_model()
+            raise
         except (Exception, SystemExit) as error:  # a method is anybody's code: its faults are its cell's, not the run's
             self._forget_model()
             kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
@@ -864,13 +873,15 @@ def _parts(items: Sequence[Item], batch: int) -> Iterator[list[Item]]:
             yield own[start : start + batch]
 
 
-def _made(spec: EditSpec, backbone: Backbone, given: Mapping[str, Edit]) -> tuple[Edit, dict[str, bytes]]:
+def _made(
+    spec: EditSpec, backbone: Backbone, given: Mapping[str, Edit], kept: StoreJournal
+) -> tuple[Edit, dict[str, bytes]]:
     """The edit and its files; raises whatever the method does, and BenchError for what cannot be stored or counted."""
     from dataclasses import replace
 
     from benchmark import edits
 
-    edit = edits.make(spec.method.instance, backbone, replace(spec.asked(), given=given), spec.strategy)
+    edit = edits.make(spec.method.instance, backbone, replace(spec.asked(), given=given), spec.strategy, kept)
     if not (edit.weights or edit.deltas or edit.gates or edit.prompts or edit.output):
         raise BenchError("the edit is empty: nothing is erased")
     if path := next((t for t in _texts(edit.notes) if _absolute(t)), None):

@@ -6,7 +6,7 @@ One iteration looks at two latents of a trajectory towards the concept: at one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmark.backbones.base import Backbone, Embedding, concatenate
+from benchmark.backbones.journal import NONE, Journal
 from methods import _distill
 from methods._distill import Sample, Task
-from methods._loop import ends, minimise
+from methods._loop import Keeping, ends, minimise
 
 _PACK = 16  # samples that walk together where the frozen model makes the latents
 _FINE = 1000  # the grid of times of the released single-concept code
@@ -134,30 +135,43 @@ def samples(pairs: Sequence[Pair]) -> list[Sample]:
     return [p.preserve for p in pairs] + [p.erase for p in pairs]
 
 
-def examples(work: Job, plan: Sequence[Sequence[Pair]], given: Given) -> Iterator[Example]:
-    """One an iteration; latents of the trained model are made when their turn comes, with the model of that moment."""
-    return _beforehand(work, plan) if work.recipe.latents_from == "frozen" else _as_it_goes(work, plan, given)
+def examples(
+    work: Job, plan: Sequence[Sequence[Pair]], given: Given, journal: Journal = NONE
+) -> Callable[[int], Example]:
+    """That of an iteration; latents of the trained model are made when asked for, with the model of that moment."""
+    return _beforehand(work, plan, journal) if work.recipe.latents_from == "frozen" else _as_it_goes(work, plan, given)
 
 
-def _as_it_goes(work: Job, plan: Sequence[Sequence[Pair]], given: Given) -> Iterator[Example]:
-    for pairs in plan:
+def _as_it_goes(work: Job, plan: Sequence[Sequence[Pair]], given: Given) -> Callable[[int], Example]:
+    def at(i: int) -> Example:
         with torch.no_grad(), work.task.frozen.substituted(given()):
-            x = _distill.latents(work.task, work.task.frozen, samples(pairs))
-        yield example(work, x, samples(pairs))
+            x = _distill.latents(work.task, work.task.frozen, samples(plan[i]))
+        return example(work, x, samples(plan[i]))
+
+    return at
 
 
-def _beforehand(work: Job, plan: Sequence[Sequence[Pair]]) -> Iterator[Example]:
-    flat = [s for pairs in plan for s in samples(pairs)]
+def _beforehand(work: Job, plan: Sequence[Sequence[Pair]], journal: Journal) -> Callable[[int], Example]:
+    x, null, guided = journal.once("latents", lambda: _packed(work, [s for pairs in plan for s in samples(pairs)]))
+    starts = np.cumsum([0, *(2 * len(pairs) for pairs in plan)]).tolist()
+
+    def at(i: int) -> Example:
+        here, rows = samples(plan[i]), slice(starts[i], starts[i + 1])
+        times, text = _distill.times(work.task.frozen, here), work.task.text(here)
+        return Example(x[rows], times, text, null[rows], guided[rows])
+
+    return at
+
+
+def _packed(work: Job, flat: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents and answers of all samples, in their order: three of `(samples, *latent_shape)`."""
     # neighbours in this order stop at about the same step, so that packs stay full to their end
     order = sorted(range(len(flat)), key=lambda j: flat[j].stop)
     packs = [[flat[j] for j in order[i : i + _PACK]] for i in range(0, len(order), _PACK)]
     made = [example(work, _distill.latents(work.task, work.task.frozen, pack), pack) for pack in packs]
     back = torch.tensor(order).argsort()
     x, null, guided = (torch.cat([getattr(m, part) for m in made])[back] for part in ("x", "null", "guided"))
-    start = 0
-    for pairs in plan:
-        here, rows = samples(pairs), slice(start, start := start + 2 * len(pairs))
-        yield Example(x[rows], _distill.times(work.task.frozen, here), work.task.text(here), null[rows], guided[rows])
+    return x, null, guided
 
 
 @torch.no_grad()
@@ -235,14 +249,17 @@ def fit(
     optimizer: torch.optim.Optimizer,
 ) -> list[tuple[float, ...]]:
     """Train `parameters`, one step an iteration of the plan; returns the four losses of each."""
-    items, history = examples(work, plan, given), []
+    history: list[tuple[float, ...]] = []
+    journal = work.task.frozen.journal
+    at = examples(work, plan, given, journal)
 
-    def loss_at(_: int) -> Tensor:
-        parts = losses(work, next(items), given)
+    def loss_at(i: int) -> Tensor:
+        parts = losses(work, at(i), given)
         history.append(tuple(float(part.detach()) for part in parts))
         return total(parts, work.recipe.weights)
 
-    minimise("ant", parameters, loss_at, iterations=len(plan), optimizer=optimizer)
+    keeping = Keeping(journal, also={"history": history})
+    minimise("ant", parameters, loss_at, iterations=len(plan), optimizer=optimizer, keeping=keeping)
     return history
 
 

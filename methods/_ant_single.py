@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ def tune(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """New values of the tensors that training changed, and notes."""
     names = chosen(backbone, train)
-    masks = intersection(saliency(backbone, names, recipe, maps, seed), maps) if maps.prompts else None
+    masks = mask(backbone, names, recipe, maps, seed) if maps.prompts else None
     leaves = masters(backbone, names if masks is None else [n for n in names if masks[n].any()])
     if masks is not None:
         confine(leaves, masks)
@@ -80,17 +80,35 @@ def _changed(backbone: Backbone, leaves: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 # --- the mask ---------------------------------------------------------------------------------------------------------
-def saliency(
-    backbone: Backbone, names: Sequence[str], recipe: Recipe, maps: Maps, seed: int
-) -> Iterator[dict[str, Tensor]]:
-    """One map a prompt and seed: the summed gradient of the whole loss, by tensor."""
+def mask(backbone: Backbone, names: Sequence[str], recipe: Recipe, maps: Maps, seed: int) -> dict[str, Tensor]:
+    """The intersection of all maps. BadInput if it is empty."""
+    live, works = backbone.tensors(), jobs(backbone, recipe, maps)
+    masks = {n: torch.ones_like(live[n], dtype=torch.bool) for n in names}
+    count = len(works) * maps.seeds
+    for k in range(backbone.journal.resume("maps", masks) or 0, count):
+        narrow(masks, saliency(works, names, maps, seed, k), maps)
+        backbone.journal.done("maps", k + 1, masks, hold=k + 1 == count)
+    if not any(mask.any() for mask in masks.values()):
+        raise BadInput(
+            f"ant: no weight is in all {count} saliency maps of a share of {maps.keep:g} each; "
+            "raise mask_keep or lower map_prompts or map_seeds"
+        )
+    return masks
+
+
+def jobs(backbone: Backbone, recipe: Recipe, maps: Maps) -> list[Job]:
+    """One a prompt of the maps."""
     short = replace(recipe, iterations=maps.iterations)
     if not maps.lr:  # nothing moves, so that the frozen model's latents are the trained one's
         short = replace(short, latents_from="frozen")
-    for i, prompt in enumerate(maps.prompts):
-        work = _ant.job(backbone, [prompt], short)
-        for j in range(maps.seeds):
-            yield gradients(work, masters(backbone, names), np.random.default_rng([seed, 1, i, j]), maps.lr)
+    return [_ant.job(backbone, [prompt], short) for prompt in maps.prompts]
+
+
+def saliency(works: Sequence[Job], names: Sequence[str], maps: Maps, seed: int, k: int) -> dict[str, Tensor]:
+    """The k-th map, by prompts and then seeds: the summed gradient of the whole loss, by tensor."""
+    i, j = divmod(k, maps.seeds)
+    leaves = masters(works[i].task.frozen, names)
+    return gradients(works[i], leaves, np.random.default_rng([seed, 1, i, j]), maps.lr)
 
 
 def gradients(work: Job, leaves: Mapping[str, Tensor], rng: np.random.Generator, lr: float) -> dict[str, Tensor]:
@@ -98,7 +116,9 @@ def gradients(work: Job, leaves: Mapping[str, Tensor], rng: np.random.Generator,
     plan, parameters = _ant.draw(rng, work.recipe, 1), list(leaves.values())
     sums = [torch.zeros_like(p) for p in parameters]
     given, adam = substitute(work.task.frozen, leaves), torch.optim.Adam(parameters, lr=lr)
-    for item in _ant.examples(work, plan, given):
+    at = _ant.examples(work, plan, given)
+    for i in range(len(plan)):
+        item = at(i)
         with torch.enable_grad():
             loss = _ant.total(_ant.losses(work, item, given), work.recipe.weights)
             found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -122,19 +142,10 @@ def salient(gradient: Tensor, keep: float, *, largest: bool) -> Tensor:
     return size <= size.flatten().kthvalue(count).values
 
 
-def intersection(maps: Iterable[Mapping[str, Tensor]], how: Maps) -> dict[str, Tensor]:
-    """The elements that every map keeps. BadInput if there are none in any tensor."""
-    masks: dict[str, Tensor] = {}
-    for gradient in maps:
-        for name, g in gradient.items():
-            mask = salient(g, how.keep, largest=how.largest)
-            masks[name] = masks[name] & mask if name in masks else mask
-    if not any(mask.any() for mask in masks.values()):
-        raise BadInput(
-            f"ant: no weight is in all {len(how.prompts) * how.seeds} saliency maps of a share of {how.keep:g} each; "
-            "raise mask_keep or lower map_prompts or map_seeds"
-        )
-    return masks
+def narrow(masks: Mapping[str, Tensor], gradient: Mapping[str, Tensor], how: Maps) -> None:
+    """Take out of the masks, in place, what this map does not keep."""
+    for name, g in gradient.items():
+        masks[name].logical_and_(salient(g, how.keep, largest=how.largest))
 
 
 def confine(leaves: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

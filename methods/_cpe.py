@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from benchmark.backbones.base import Backbone
 from benchmark.interface import Gates, LowRank
-from methods._loop import ends, minimise
+from methods._loop import UNKEPT, Keeping, ends, minimise
 
 if TYPE_CHECKING:
     from methods.cpe import CPE, Settings, Task
@@ -33,9 +34,31 @@ _CYCLES = 2  # of the first stage's cosine
 
 def train(backbone: Backbone, tasks: Sequence[Task], method: CPE, seed: int) -> tuple[Gates, list[dict[str, Any]]]:
     """The tasks' modules, stacked along the concepts in their order, and a note on each."""
-    model = read(backbone)
-    trained = [_train(backbone, model, task, method, _generator(seed, task.name)) for task in tasks]
-    return stacked([module for module, _ in trained], model), [note for _, note in trained]
+    model, modules, notes = read(backbone), [], []
+    for i, task in enumerate(tasks):
+        alone = partial(_trained, backbone, model, task, method, _generator(seed, task.name))
+        values, note = backbone.journal.once(f"name-{i}", alone)
+        modules.append(_module(values))
+        notes.append(note)
+    return stacked(modules, model), notes
+
+
+Values = tuple[Tensor, Tensor | None, Tensor, Sequence[Tensor], Sequence[Tensor]]
+"""A module's query, key (None where it is the query), vector, up and down."""
+
+
+def _trained(
+    backbone: Backbone, model: Model, task: Task, method: CPE, generator: torch.Generator
+) -> tuple[Values, dict[str, Any]]:
+    """What a journal keeps of one concept."""
+    module, note = _train(backbone, model, task, method, generator)
+    m = module.frozen()
+    return (m.query, None if m.key is m.query else m.key, m.vector, m.up, m.down), note
+
+
+def _module(values: Values) -> Module:
+    query, key, vector, up, down = values
+    return Module(query, query if key is None else key, vector, tuple(up), tuple(down))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -315,15 +338,19 @@ def _train(
     settings, text = task.settings, _text(backbone, task, method.nearest)
     module = initial(model, settings, tied=method.tied_qk, generator=generator)
     weights = Weights(settings.eta, method.adversarial_weight, settings.keep_weight)
-    deltas, losses = text.empty[:0], []
-    for stage in range(settings.stages):
+    deltas, losses, journal = text.empty[:0], list[float](), backbone.journal
+    held = {"module": module.parameters(), "generator": generator, "losses": losses}
+    for stage in range(journal.resume("stages", held) or 0, settings.stages):
+        keeping = Keeping(journal, f"stages.{stage}.training", also={"generator": generator})
         if stage and method.adversarial_weight:
-            deltas = _adversaries(model, module.frozen(), text, task, method, generator)
+            first = keeping._replace(name=f"stages.{stage}.adversary", followed=True)
+            deltas = _adversaries(model, module.frozen(), text, task, method, generator, first)
 
         def loss_at(_: int, deltas: Tensor = deltas) -> Tensor:
             return module_loss(model, module, _example(text, deltas, task, method, generator), weights)
 
-        losses = _fit(module, loss_at, settings, method, first=stage == 0)
+        losses[:] = _fit(module, loss_at, settings, method, keeping, first=stage == 0)
+        journal.done("stages", stage + 1, held, hold=True)
     note = {"name": task.name, "neutral": settings.neutral, "anchors": len(text.pool), **ends(losses)}
     return module, note
 
@@ -339,7 +366,7 @@ def _template(text: Text, generator: torch.Generator) -> int:
 
 
 def _fit(
-    module: Module, loss_at: Callable[[int], Tensor], settings: Settings, method: CPE, *, first: bool
+    module: Module, loss_at: Callable[[int], Tensor], settings: Settings, method: CPE, keeping: Keeping, *, first: bool
 ) -> list[float]:
     """One stage; its optimizer starts afresh."""
     steps = settings.iterations * (settings.first if first else 1)
@@ -351,6 +378,7 @@ def _fit(
         iterations=steps,
         optimizer=torch.optim.AdamW(module.parameters(), lr=peak),
         schedule=lambda i: peak * cosine(i, warmup=settings.warmup, steps=steps, cycles=cycles),
+        keeping=keeping,
     )
 
 
@@ -363,7 +391,13 @@ def cosine(i: int, *, warmup: int, steps: int, cycles: int) -> float:
 
 
 def _adversaries(
-    model: Model, module: Module, text: Text, task: Task, method: CPE, generator: torch.Generator
+    model: Model,
+    module: Module,
+    text: Text,
+    task: Task,
+    method: CPE,
+    generator: torch.Generator,
+    keeping: Keeping = UNKEPT,
 ) -> Tensor:
     """δ that bring the concept back through the module as it is, whatever the template."""
     length, dim = text.empty.shape[1:]
@@ -376,5 +410,6 @@ def _adversaries(
         return adversary_loss(model, module, found, text.concept[k : k + 1], deltas)
 
     optimizer = torch.optim.AdamW([deltas], lr=method.adversarial_lr)
-    minimise("cpe's adversary", [deltas], loss_at, iterations=task.settings.iterations, optimizer=optimizer)
+    steps = task.settings.iterations
+    minimise("cpe's adversary", [deltas], loss_at, iterations=steps, optimizer=optimizer, keeping=keeping)
     return deltas.detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmark.backbones.base import Backbone, Embedding, Layer, concatenate
+from benchmark.backbones.journal import Journal
 from benchmark.errors import BadInput, BenchError
 
 _PACK = 16  # samples that walk together where the walks are made beforehand
@@ -82,6 +83,10 @@ class Example(NamedTuple):
     """As `x`."""
 
 
+Examples = Callable[[int], Example]
+"""The training data of an iteration, made when its turn comes."""
+
+
 def distill(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -103,7 +108,7 @@ def distill(
     task = Task(backbone, backbone.embed(prompts), gone, backbone.embed([""]), settings)
     plan = draw(np.random.default_rng(seed), settings, len(prompts))
     examples = beforehand(task, plan) if settings.latents_from == "frozen" else as_it_goes(task, student, plan)
-    losses = fit(student, [live[n] for n in names], examples, settings.lr)
+    losses = fit(student, [live[n] for n in names], examples, len(plan), settings.lr, backbone.journal)
     changed = {n: live[n].detach().clone() for n in names if not torch.equal(live[n], before[n])}
     return changed, losses
 
@@ -187,19 +192,22 @@ def away(start: Tensor, null: Tensor, concept: Tensor, eta: float) -> Tensor:
     return start - eta * (concept - null)
 
 
-def as_it_goes(task: Task, student: Backbone, plan: Iterable[Sequence[Sample]]) -> Iterator[Example]:
+def as_it_goes(task: Task, student: Backbone, plan: Sequence[Sequence[Sample]]) -> Examples:
     """Latents from the student, as it is at that iteration."""
-    for samples in plan:
-        yield example(task, latents(task, student, samples), samples)
+    return lambda i: example(task, latents(task, student, plan[i]), plan[i])
 
 
-def beforehand(task: Task, plan: Sequence[Sequence[Sample]]) -> Iterator[Example]:
+def beforehand(task: Task, plan: Sequence[Sequence[Sample]]) -> Examples:
     """Latents from the frozen model: nothing depends on the training, so all are made first, in full batches."""
-    x, target = packed(task, [s for samples in plan for s in samples])
-    start = 0
-    for samples in plan:
-        part = slice(start, start := start + len(samples))
-        yield Example(x[part], times(task.frozen, samples), task.text(samples), target[part])
+    flat = [s for samples in plan for s in samples]
+    x, target = task.frozen.journal.once("latents", lambda: packed(task, flat))
+    starts = np.cumsum([0, *(len(samples) for samples in plan)]).tolist()
+
+    def at(i: int) -> Example:
+        part = slice(starts[i], starts[i + 1])
+        return Example(x[part], times(task.frozen, plan[i]), task.text(plan[i]), target[part])
+
+    return at
 
 
 def packed(task: Task, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
@@ -213,7 +221,9 @@ def packed(task: Task, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
-def fit(student: Backbone, parameters: Sequence[Tensor], examples: Iterable[Example], lr: float) -> list[float]:
+def fit(
+    student: Backbone, parameters: Sequence[Tensor], examples: Examples, iterations: int, lr: float, journal: Journal
+) -> list[float]:
     """Train `parameters` of `student` in place by Adam, one step an example; returns the losses.
 
     Half-precision parameters have float32 masters: Adam's steps would round away in them.
@@ -222,16 +232,20 @@ def fit(student: Backbone, parameters: Sequence[Tensor], examples: Iterable[Exam
         p.requires_grad_(True)
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in parameters]
     adam = torch.optim.Adam(masters, lr=lr)
-    losses = []
+    losses: list[float] = []
+    held = {"masters": masters, "adam": adam, "losses": losses}
+    start = journal.resume("training", held) or 0
+    _take(parameters, masters)
     with torch.enable_grad():
-        for i, item in enumerate(examples):
-            loss = _loss(student, item)
+        for i in range(start, iterations):
+            loss = _loss(student, examples(i))
             losses.append(loss.item())
             if not np.isfinite(losses[-1]):
                 raise BenchError(f"esd: the loss is {losses[-1]} at iteration {i} of training; lower lr, now {lr:g}")
             adam.zero_grad()
             torch.autograd.backward(loss)
             _update(adam, parameters, masters)
+            journal.done("training", i + 1, held)
     for p in parameters:
         p.requires_grad_(False)
     return losses
@@ -248,6 +262,11 @@ def _update(adam: torch.optim.Adam, parameters: Sequence[Tensor], masters: Seque
         if m is not p:
             m.grad, p.grad = None if p.grad is None else p.grad.float(), None
     adam.step()
+    _take(parameters, masters)
+
+
+def _take(parameters: Sequence[Tensor], masters: Sequence[Tensor]) -> None:
+    """Give the parameters their masters' values."""
     with torch.no_grad():
         for p, m in zip(parameters, masters, strict=True):
             if m is not p:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from benchmark.backbones.base import Backbone, Embedding, concatenate
+from benchmark.backbones.journal import Resumable
 from benchmark.errors import BadInput, BenchError
 from benchmark.interface import Request
 from methods import _discriminator
@@ -62,8 +65,9 @@ class Task:
         return 0 if s.removal == "match" else {"last_k": s.last_k, "full": s.steps}.get(s.grad_mode, 0)
 
 
+@final
 @dataclass
-class Log:
+class Log(Resumable):
     """What happened."""
 
     removal: list[float] = field(default_factory=list)
@@ -72,6 +76,14 @@ class Log:
     accuracies: list[float] = field(default_factory=list)
     """Of the stop tests."""
     stopped: bool = False
+
+    def state(self) -> dict[str, Any]:
+        """See the base."""
+        return dict(vars(self))
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See the base."""
+        vars(self).update(state)
 
 
 class Batch(NamedTuple):
@@ -167,14 +179,15 @@ def chosen(task: Task, base: dict[str, Tensor], rng: np.random.Generator) -> dic
     """Flat indices of the elements to train."""
     if task.settings.saliency == 1:
         return {name: torch.arange(w.numel(), device=w.device) for name, w in base.items()}
-    return top(saliency(task.backbone, base, looks(task, rng)), task.settings.saliency)
+    look = partial(saliency, task.backbone, base, looks(task, rng))
+    return task.backbone.journal.once("elements", lambda: top(look(), task.settings.saliency))
 
 
 def looks(task: Task, rng: np.random.Generator) -> Iterator[Look]:
     """Latents on the unedited model's walks to the concepts, at uniformly drawn steps."""
     count = task.settings.saliency_samples
     size = min(count, _PACK)
-    batches = walking(task, rng, nullcontext, walkers=size, batch=size, draws=1, anywhere=True)
+    batches = Walking(task, rng, nullcontext, walkers=size, batch=size, draws=1, anywhere=True)
     for i in range(count):
         j = i % size
         if j == 0:
@@ -204,48 +217,96 @@ def draw(task: Task, rng: np.random.Generator, walkers: int, batch: int, anywher
     return Draw(*(torch.from_numpy(np.asarray(v, dtype=np.int64)) for v in (picked, at, kept)))
 
 
-def walking(
-    task: Task,
-    rng: np.random.Generator,
-    student: Student,
-    *,
-    walkers: int,
-    batch: int,
-    draws: int,
-    anywhere: bool = False,
-) -> Iterator[Batch]:
-    """Batches without end: `walkers` pairs walk, `draws` batches of theirs are given, the next ones walk."""
-    while True:
-        rows, kept_rows, seeds = start(task, rng, walkers)
-        plan = [draw(task, rng, walkers, batch, anywhere) for _ in range(draws)]
-        furthest = max(int(torch.cat([d.steps, d.kept_steps]).max()) for d in plan)
-        with student():
-            path = walk(task, rows, kept_rows, seeds, furthest)
-        for d in plan:
-            text = kept_text(task, rows[d.walkers], kept_rows[d.walkers])
-            yield Batch(
-                rows=rows[d.walkers].to(task.heads.device),
-                concept=path[d.steps, 0, d.walkers],
-                neutral=path[d.steps, 1, d.walkers],
-                t=task.times[d.steps],
-                kept=path[d.kept_steps, -1, d.walkers],
-                kept_t=task.times[d.kept_steps],
-                kept_text=text,
-            )
+class Batches(Resumable):
+    """Batches without end."""
+
+    @abc.abstractmethod
+    def __next__(self) -> Batch:
+        """The next one."""
 
 
-def noising(task: Task, rng: np.random.Generator, *, batch: int) -> Iterator[Batch]:
-    """Batches without end from images that the unedited model made once, noised; a pair has the same noise and time."""
-    model, pairs = task.backbone, task.settings.pairs
-    rows, kept_rows, seeds = start(task, rng, pairs)
-    packs = [slice(i, i + _PACK) for i in range(0, pairs, _PACK)]
-    # one walk a pack; only its end is kept
-    made = torch.cat([walk(task, rows[p], kept_rows[p], seeds[p], task.settings.steps)[-1] for p in packs], dim=1)
-    while True:
-        d = draw(task, rng, pairs, min(batch, pairs), anywhere=True)
-        noise = model.noise([int(s) for s in rng.integers(2**31, size=len(d.walkers))])
+class Walks(NamedTuple):
+    """Who walks, and where they have been."""
+
+    rows: Tensor
+    """`(walkers,)`: of the pairs of prompts."""
+    kept_rows: Tensor
+    """`(walkers,)`: of the preservation pool."""
+    path: Tensor
+    """`(steps + 1, branches, walkers, *latent_shape)`; of images, their ends alone `(branches, …)`."""
+
+
+@final
+class Walking(Batches):
+    """`walkers` pairs walk, `draws` batches of theirs are given, the next ones walk."""
+
+    def __init__(
+        self,
+        task: Task,
+        rng: np.random.Generator,
+        student: Student,
+        *,
+        walkers: int,
+        batch: int,
+        draws: int,
+        anywhere: bool = False,
+    ) -> None:
+        self.task, self.rng, self.student = task, rng, student
+        self._shape = (walkers, batch, anywhere)
+        self._draws = draws
+        self._walks: Walks | None = None
+        self._plan: list[Draw] = []
+
+    def __next__(self) -> Batch:
+        if not self._plan:
+            self._walk()
+        assert self._walks is not None
+        d, task, (rows, kept_rows, path) = self._plan.pop(0), self.task, self._walks
+        return Batch(
+            rows=rows[d.walkers].to(task.heads.device),
+            concept=path[d.steps, 0, d.walkers],
+            neutral=path[d.steps, 1, d.walkers],
+            t=task.times[d.steps],
+            kept=path[d.kept_steps, -1, d.walkers],
+            kept_t=task.times[d.kept_steps],
+            kept_text=kept_text(task, rows[d.walkers], kept_rows[d.walkers]),
+        )
+
+    def _walk(self) -> None:
+        walkers, batch, anywhere = self._shape
+        rows, kept_rows, seeds = start(self.task, self.rng, walkers)
+        self._plan = [draw(self.task, self.rng, walkers, batch, anywhere) for _ in range(self._draws)]
+        furthest = max(int(torch.cat([d.steps, d.kept_steps]).max()) for d in self._plan)
+        with self.student():
+            self._walks = Walks(rows, kept_rows, walk(self.task, rows, kept_rows, seeds, furthest))
+
+    def state(self) -> dict[str, Any]:
+        """What is left of the walks; the generator is its owner's to keep."""
+        return {"walks": self._walks if self._plan else None, "plan": self._plan}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See the base."""
+        self._walks = None if state["walks"] is None else Walks(*state["walks"])
+        self._plan = [Draw(*d) for d in state["plan"]]
+
+
+@final
+class Noising(Batches):
+    """Of images that the unedited model made once, noised; a pair has the same noise and time."""
+
+    def __init__(self, task: Task, rng: np.random.Generator, *, batch: int) -> None:
+        self.task, self.rng = task, rng
+        self._batch = min(batch, task.settings.pairs)
+        self._made: Walks | None = None
+
+    def __next__(self) -> Batch:
+        task, model = self.task, self.task.backbone
+        self._made = self._made or self._images()
+        rows, kept_rows, made = self._made
+        d = draw(task, self.rng, task.settings.pairs, self._batch, anywhere=True)
+        noise = model.noise([int(s) for s in self.rng.integers(2**31, size=len(d.walkers))])
         clean, t, kept_t = made[:, d.walkers], task.times[d.steps], task.times[d.kept_steps]
-        yield Batch(
+        return Batch(
             rows=rows[d.walkers].to(task.heads.device),
             concept=model.noisy(clean[0], noise, t),
             neutral=model.noisy(clean[1], noise, t),
@@ -254,6 +315,22 @@ def noising(task: Task, rng: np.random.Generator, *, batch: int) -> Iterator[Bat
             kept_t=kept_t,
             kept_text=kept_text(task, rows[d.walkers], kept_rows[d.walkers]),
         )
+
+    def _images(self) -> Walks:
+        task, pairs = self.task, self.task.settings.pairs
+        rows, kept_rows, seeds = start(task, self.rng, pairs)
+        packs = [slice(i, i + _PACK) for i in range(0, pairs, _PACK)]
+        # one walk a pack; only its end is kept
+        made = [walk(task, rows[p], kept_rows[p], seeds[p], task.settings.steps)[-1] for p in packs]
+        return Walks(rows, kept_rows, torch.cat(made, dim=1))
+
+    def state(self) -> Walks | None:
+        """The images; the generator is its owner's to keep."""
+        return self._made
+
+    def load(self, state: list[Tensor] | None) -> None:
+        """See the base."""
+        self._made = None if state is None else Walks(*state)
 
 
 def start(task: Task, rng: np.random.Generator, walkers: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -333,10 +410,11 @@ def collect(task: Task, rng: np.random.Generator, student: Student) -> Views:
     """Views of `pairs` pairs, several a walk; for a discriminator that is trained alone."""
     s = task.settings
     size, draws = min(s.pairs, _PACK), 1 if task.tail else _LOOKS
-    if s.grad_mode == "off_policy":
-        batches = noising(task, rng, batch=size)
-    else:
-        batches = walking(task, rng, student, walkers=size, batch=size, draws=draws)
+    batches: Batches = (
+        Noising(task, rng, batch=size)
+        if s.grad_mode == "off_policy"
+        else Walking(task, rng, student, walkers=size, batch=size, draws=draws)
+    )
     seen = []
     for _ in range(draws * math.ceil(s.pairs / size)):
         batch = next(batches)
@@ -395,11 +473,21 @@ class Contest:
         if s.removal != "match":
             self.judge, self.judge_adam = pretrained(task, rng, nullcontext)
         walkers = max(s.walkers, s.batch)
-        self.batches = (
-            noising(task, rng, batch=s.batch)
+        self.batches: Batches = (
+            Noising(task, rng, batch=s.batch)
             if s.grad_mode == "off_policy"
-            else walking(task, rng, self.student, walkers=walkers, batch=s.batch, draws=s.refresh)
+            else Walking(task, rng, self.student, walkers=walkers, batch=s.batch, draws=s.refresh)
         )
+        self.held = {
+            "elements": elements.parameters(),
+            "adam": self.adam,
+            "judge": self.judge,
+            "judge_adam": self.judge_adam,
+            "rng": rng,
+            "batches": self.batches,
+            "log": self.log,
+        }
+        """All that steps change."""
 
     def student(self) -> AbstractContextManager[None]:
         """The model as it is now, without gradients."""
@@ -459,9 +547,11 @@ def pretrained(task: Task, rng: np.random.Generator, student: Student) -> tuple[
     s = task.settings
     judge = _discriminator.build(task.backbone, task.concepts, s.d_width, int(rng.integers(2**31)))
     adam = _discriminator.optimizer(judge, s.d_lr)
-    if s.pretrain:
+    held = {"judge": judge, "adam": adam, "rng": rng}
+    if s.pretrain and task.backbone.journal.resume("judge", held) is None:
         seen = collect(task, rng, student)
         _discriminator.fit(judge, adam, seen, rng, steps=s.pretrain, batch=s.d_batch, how=s.heads)
+        task.backbone.journal.done("judge", s.pretrain, held, hold=True)
     return judge.eval().requires_grad_(False), adam
 
 
@@ -481,13 +571,15 @@ def met(accuracies: Sequence[float], threshold: float, checks: int) -> bool:
 
 def train(task: Task, elements: Elements, rng: np.random.Generator, testing: np.random.Generator) -> Log:
     """Train the elements in place until the stop test is met or the iterations are done."""
-    s, contest = task.settings, Contest(task, elements, rng)
-    for i in range(1, s.iterations + 1):
+    s, contest, journal = task.settings, Contest(task, elements, rng), task.backbone.journal
+    held = {**contest.held, "testing": testing}
+    i = journal.resume("training", held) or 0
+    while i < s.iterations and not contest.log.stopped:
         contest.step()
+        i += 1
         if s.stop_every and i % s.stop_every == 0 and contest.contested:
             seen, unseen = (collect(task, testing, contest.student) for _ in range(2))
             contest.log.accuracies.append(fresh_accuracy(task, seen, unseen, testing))
-            if met(contest.log.accuracies, s.stop_accuracy, s.stop_checks):
-                contest.log.stopped = True
-                break
+            contest.log.stopped = met(contest.log.accuracies, s.stop_accuracy, s.stop_checks)
+        journal.done("training", i, held)
     return contest.log

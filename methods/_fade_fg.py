@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmark.backbones.base import Backbone, Embedding, concatenate
+from benchmark.backbones.journal import Resumable
 from benchmark.interface import LowRank
-from methods._loop import ends, minimise
+from methods._loop import Keeping, ends, minimise
 from methods._lora import LoRA, linear_weights
 
 _PACK = 16  # samples that go through the frozen model together
@@ -118,15 +119,15 @@ def train(
     rng = np.random.default_rng(seed)
     task = prepare(backbone, prompts, settings, rng)
     lora = modules(backbone, settings, seed)
-    draws = draw(rng, settings)
-    stream = examples(task, draws)
+    examples = Examples(task, draw(rng, settings))
     parameters = lora.parameters()
     losses = minimise(
         "fade_fg",
         parameters,
-        lambda i: total(task, lora, next(stream)),
+        lambda i: total(task, lora, examples(i)),
         iterations=settings.iterations,
         optimizer=torch.optim.AdamW(parameters, lr=settings.lr),
+        keeping=Keeping(backbone.journal, also={"examples": examples}),
     )
     return lora.deltas(), {"prompts": list(prompts), "modules": len(lora.base), **ends(losses)}
 
@@ -146,8 +147,10 @@ def prepare(backbone: Backbone, prompts: Sequence[str], settings: Settings, rng:
     seeds = [int(s) for s in rng.integers(2**31, size=settings.images)]
     texts = backbone.embed([*prompts, ""])
     rows = [(concept, seed) for concept in range(len(prompts)) for seed in seeds]
-    packs = [_walk(backbone, texts, rows[i : i + _PACK], settings) for i in range(0, len(rows), _PACK)]
-    latents = torch.cat(packs)
+    packs = [rows[i : i + _PACK] for i in range(0, len(rows), _PACK)]
+    latents = backbone.journal.once(
+        "images", lambda: torch.cat([_walk(backbone, texts, pack, settings) for pack in packs])
+    )
     return Task(backbone, texts, latents.reshape(len(prompts), settings.images, *latents.shape[1:]), settings)
 
 
@@ -164,16 +167,36 @@ def draw(rng: np.random.Generator, settings: Settings) -> list[Draw]:
     return [Draw(int(image), int(time), int(seed)) for image, time, seed in zip(*columns, strict=True)]
 
 
-def examples(task: Task, draws: Sequence[Draw]) -> Iterator[Example]:
-    """One an iteration, in order. The frozen model does not depend on the training: it predicts for many at once."""
-    batch = task.settings.batch
-    pack = batch * max(1, _PACK // batch)
-    for start in range(0, len(draws), pack):
-        made = example(task, draws[start : start + pack])
-        for i in range(0, len(made.t), batch):
-            part = slice(i, i + batch)
-            noisy = {c: x[part] for c, x in made.noisy.items()}
-            yield Example(noisy, made.t[part], {p: y[part] for p, y in made.frozen.items()})
+@final
+class Examples(Resumable):
+    """One an iteration. The frozen model does not depend on the training: it predicts for many at once, the last of
+    which are held."""
+
+    def __init__(self, task: Task, draws: Sequence[Draw]) -> None:
+        self._task, self._draws = task, draws
+        self._pack = max(1, _PACK // task.settings.batch)  # iterations
+        self._which, self._made = -1, Example({}, torch.empty(0), {})
+
+    def __call__(self, i: int) -> Example:
+        batch = self._task.settings.batch
+        self._have(i // self._pack)
+        start = i % self._pack * batch
+        part = slice(start, start + batch)
+        noisy = {c: x[part] for c, x in self._made.noisy.items()}
+        return Example(noisy, self._made.t[part], {p: y[part] for p, y in self._made.frozen.items()})
+
+    def _have(self, which: int) -> None:
+        if which != self._which:
+            size = self._pack * self._task.settings.batch
+            self._which, self._made = which, example(self._task, self._draws[which * size : (which + 1) * size])
+
+    def state(self) -> int:
+        """Which are held; they are soon made again."""
+        return self._which
+
+    def load(self, state: int) -> None:
+        """See the base."""
+        self._have(state)
 
 
 @torch.no_grad()

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmark.backbones.journal import NONE, Journal
 from benchmark.errors import BenchError
+
+
+class Keeping(NamedTuple):
+    """How a loop goes on after a kill."""
+
+    journal: Journal = NONE
+    name: str = "training"
+    also: Mapping[str, Any] = {}
+    """What the loss changes beside the parameters: generators, histories."""
+    followed: bool = False
+    """Whether more is trained from where the loop ends, so that its end is to be kept."""
+
+
+UNKEPT = Keeping()
 
 
 def minimise(
@@ -21,16 +36,17 @@ def minimise(
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[int], float] | None = None,
     clip: float | None = None,
-    after: Callable[[int], Any] | None = None,
+    keeping: Keeping = UNKEPT,
 ) -> list[float]:
     """Minimise `loss_at(i)` for i in 0 … iterations − 1; returns the losses.
 
-    `schedule(i)` is the learning rate of step i, `clip` the largest norm of the gradient, `after(i)` is called when a
-    step is done. BenchError when a loss is not finite, naming the iteration.
+    `schedule(i)` is the learning rate of step i, `clip` the largest norm of the gradient. BenchError when a loss is not
+    finite, naming the iteration.
     """
-    losses = []
+    losses: list[float] = []
+    held = {"parameters": list(parameters), "optimizer": optimizer, "losses": losses, "also": keeping.also}
     with torch.enable_grad():
-        for i in range(iterations):
+        for i in range(keeping.journal.resume(keeping.name, held) or 0, iterations):
             if schedule is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = schedule(i)
@@ -46,8 +62,7 @@ def minimise(
             if clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             optimizer.step()
-            if after is not None:
-                after(i)
+            keeping.journal.done(keeping.name, i + 1, held, hold=keeping.followed and i + 1 == iterations)
     return losses
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from benchmark.backbones.base import Backbone, Embedding, concatenate
 from benchmark.errors import BadInput
-from benchmark.interface import Request, Target
+from benchmark.interface import LowRank, Request, Target
 from methods import _mace_cache, _mace_masks
-from methods._loop import ends, minimise
+from methods._loop import Keeping, ends, minimise
 from methods._lora import LoRA
 from methods._mace_cache import Cache
 from methods._mace_fusion import Solver, fuse_all, matched, outer
@@ -78,9 +79,10 @@ def erase(
     kept = keep(backbone, request, settings, row)
     refined = refine(base, concepts, kept, settings, row)
     tuned, losses = [], []
-    for concept in concepts if row.iterations else ():
-        matrices, course = train(backbone, refined, concept, settings, row, request.seed, find)
-        tuned.append(matrices)
+    for i, concept in enumerate(concepts if row.iterations else ()):
+        alone = partial(train, backbone, refined, concept, settings, row, request.seed, find)
+        changes, course = backbone.journal.once(f"name-{i}", alone)
+        tuned.append(moved(refined, changes))
         losses.append(ends(course))
     final = fused(base, refined, tuned, concepts, kept, settings, row)
     weights = {name: value.to(base[name].dtype) for name, value in final.items()}
@@ -209,13 +211,15 @@ def train(
     row: Row,
     seed: int,
     find: _mace_masks.Finder | None,
-) -> tuple[dict[str, Tensor], list[float]]:
-    """Stage 2: the concept's own matrices W' + ΔW, float64, and the loss of each step.
+) -> tuple[dict[str, LowRank], list[float]]:
+    """Stage 2: the concept's own ΔW and the loss of each step.
 
     All randomness comes from the seed and the concept's name, so that other concepts of the request do not shift it.
     """
     rng = np.random.default_rng(_seed(seed, concept.target.name))
-    latents = walk(backbone, settings.image_prompt(concept.target), rng, settings)
+    seeds = rng.integers(2**31, size=settings.images).tolist()
+    images = partial(walk, backbone, settings.image_prompt(concept.target), seeds, settings)
+    latents = backbone.journal.once("images", images)
     masks = find(latents, concept.target.name) if find else None
     plan = draw(rng, row.iterations, len(concept.text), settings.images, chances(row.times, settings))
     lora = LoRA(
@@ -237,19 +241,31 @@ def train(
         return loss + 0 * prediction.sum()  # so that the backward counts as one: costs are counted at the output
 
     adam = torch.optim.AdamW(lora.parameters(), lr=row.lr, weight_decay=0.01)
-    losses = minimise("mace", lora.parameters(), loss_at, iterations=row.iterations, optimizer=adam, clip=_CLIP)
-    changes = lora.deltas()
-    return {n: w + changes[n].up.double() @ changes[n].down.double() for n, w in refined.items()}, losses
+    losses = minimise(
+        "mace",
+        lora.parameters(),
+        loss_at,
+        iterations=row.iterations,
+        optimizer=adam,
+        clip=_CLIP,
+        keeping=Keeping(backbone.journal),
+    )
+    return lora.deltas(), losses
+
+
+def moved(refined: Mapping[str, Tensor], changes: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The concept's own matrices W' + ΔW, float64."""
+    factors = {name: LowRank(*changes[name]) for name in refined}
+    return {name: w + factors[name].up.double() @ factors[name].down.double() for name, w in refined.items()}
 
 
 def _seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8])
 
 
-def walk(backbone: Backbone, prompt: str, rng: np.random.Generator, settings: MACE) -> Tensor:
+def walk(backbone: Backbone, prompt: str, seeds: Sequence[int], settings: MACE) -> Tensor:
     """Clean latents `(images, *latent_shape)` that the unedited model makes of the prompt."""
     text, empty = backbone.embed([prompt]), backbone.embed([""])
-    seeds = rng.integers(2**31, size=settings.images).tolist()
     return torch.cat(
         [
             backbone.trajectory(

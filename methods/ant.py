@@ -30,11 +30,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, final, get_args
 
 from benchmark.errors import BadInput, did_you_mean
-from benchmark.interface import Edit, Family, Kind, Method, Request, Target
+from benchmark.interface import Edit, Family, Kind, LowRank, Method, Request, Target
 from methods._fields import number, one_of
 from methods._templates import check, filled, one_place, templates
 
@@ -302,15 +303,15 @@ class ANT(Method):
         )
 
     def _multi(self, backbone: Backbone, request: Request, recipe: Recipe) -> Edit:
-        from methods import _ant, _ant_multi
+        from methods import _ant_multi
 
         prompts = [filled(self.template, t.name) for t in request.erase]
         changes, courses = [], []
         for i, prompt in enumerate(prompts):
-            seed = (request.seed, 2 + i)
-            lora, history = _ant_multi.train(backbone, prompt, recipe, rank=self.rank, alpha=self.alpha, seed=seed)
-            changes.append(_ant_multi.kept_part(backbone, lora))
-            courses.append({"prompt": prompt, **_ant.course(history)})
+            alone = partial(self._trained, backbone, prompt, recipe, (request.seed, 2 + i))
+            change, course = backbone.journal.once(f"name-{i}", alone)
+            changes.append({name: LowRank(*factors) for name, factors in change.items()})
+            courses.append({"prompt": prompt, **course})
         if backbone.family == "transformer-flow":
             return Edit(deltas=_ant_multi.merged(changes, self.fuse_scale), notes={"losses": courses, "fusion": "sum"})
         general, domain = request.general, self.domain(request)
@@ -326,6 +327,15 @@ class ANT(Method):
         weights = _ant_multi.fused(backbone, changes, phrases, kept, scale=self.fuse_scale, ridge=self.ridge)
         notes = {"losses": courses, "fusion": "mace", "general_prompts": len(general), "domain_prompts": len(domain)}
         return Edit(weights=weights, notes=notes)
+
+    def _trained(
+        self, backbone: Backbone, prompt: str, recipe: Recipe, seed: tuple[int, int]
+    ) -> tuple[dict[str, LowRank], dict[str, dict[str, float]]]:
+        """The factors that one concept leaves, and the course of its losses."""
+        from methods import _ant, _ant_multi
+
+        lora, history = _ant_multi.train(backbone, prompt, recipe, rank=self.rank, alpha=self.alpha, seed=seed)
+        return _ant_multi.kept_part(backbone, lora), _ant.course(history)
 
     def domain(self, request: Request) -> tuple[str, ...]:
         """The preserved names in all templates, as of the first target's kind; without the erased ones (any case)."""

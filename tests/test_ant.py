@@ -69,7 +69,7 @@ def test_losses_are_those_of_the_formulas(method: ANT) -> None:
     """Against predictions one by one and sums in float64, from the same float64 model."""
     backbone = random_unet(dtype=torch.float64)
     work, other = job(backbone, method), moved(backbone)
-    item = next(_ant.examples(work, plan(method), lambda: other))
+    item = _ant.examples(work, plan(method), lambda: other)(0)
     ours = _ant.losses(work, item, lambda: other)
     w, eta, cat, empty = work.recipe.loss_guidance, method.eta, backbone.embed(["cat"]), backbone.embed([""])
 
@@ -126,7 +126,7 @@ def test_released_weights_of_the_two_paths() -> None:
 @pytest.mark.parametrize(("method", "moves"), [(SINGLE, True), (MULTI, True), (OFFICIAL, False)])
 def test_unconditional_losses_have_a_gradient_but_as_released(unet: UNetBackbone, method: ANT, moves: bool) -> None:
     work, other = job(unet, method), moved(unet)
-    item = next(_ant.examples(work, plan(method), lambda: other))
+    item = _ant.examples(work, plan(method), lambda: other)(0)
     with torch.enable_grad():
         parts = _ant.losses(work, item, lambda: other)
     assert parts.erase.requires_grad and parts.preserve.requires_grad
@@ -179,7 +179,8 @@ def test_latents_made_beforehand_are_those_made_one_by_one(backbone: Backbone) -
     method = replace(SHORT, iterations=6, path="multi")  # 24 samples: one full pack and one that is not
     work, batches = job(backbone, method, TWO), plan(method, TWO)
     texts = backbone.embed(["cat", "dog"])
-    for batch, item in zip(batches, _ant.examples(work, batches, dict), strict=True):
+    at = _ant.examples(work, batches, dict)
+    for item, batch in ((at(k), batch) for k, batch in enumerate(batches)):
         for i, s in enumerate(_ant.samples(batch)):
             text, empty = texts[[s.concept]], backbone.embed([""])
             x = backbone.trajectory(backbone.noise([s.seed]), text, empty, steps=5, guidance=7.5, stop=s.stop)
@@ -243,11 +244,23 @@ def test_a_map_s_share_is_that_of_each_tensor(largest: bool) -> None:
 
 def test_the_mask_is_what_all_maps_keep() -> None:
     maps = [{"w": torch.tensor([4.0, 3.0, 2.0, 1.0])}, {"w": torch.tensor([4.0, 1.0, 3.0, 2.0])}]
-    how = replace_maps(largest=True)
-    assert _ant_single.intersection(maps, how)["w"].tolist() == [True, False, False, False]
-    assert _ant_single.intersection(maps, replace_maps(largest=False))["w"].tolist() == [False, False, False, True]
+    for largest, kept in ((True, [True, False, False, False]), (False, [False, False, False, True])):
+        masks = {"w": torch.ones(4, dtype=torch.bool)}
+        for gradient in maps:
+            _ant_single.narrow(masks, gradient, replace_maps(largest=largest))
+        assert masks["w"].tolist() == kept
+
+
+def test_maps_that_have_nothing_in_common_are_said(unet: UNetBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opposite(works: Any, names: Any, maps: Any, seed: int, k: int) -> dict[str, Tensor]:
+        rising = {n: torch.arange(1.0, 1 + w.numel()).view_as(w) for n, w in unet.tensors().items() if n in names}
+        return {n: g.flip(0, 1) if k else g for n, g in rising.items()}
+
+    monkeypatch.setattr(_ant_single, "saliency", opposite)
+    maps = replace_maps(largest=True)._replace(prompts=("cat", "a cat"), seeds=1)
+    names = _ant_single.chosen(unet, "x-strict")
     with pytest.raises(BadInput, match="no weight is in all 2 saliency maps.*raise mask_keep"):
-        _ant_single.intersection([maps[0], {"w": -maps[0]["w"].flip(0)}], how)
+        _ant_single.mask(unet, names, SINGLE.recipe(ONE), maps, 3)
 
 
 def replace_maps(**fields: Any) -> _ant_single.Maps:
@@ -257,11 +270,13 @@ def replace_maps(**fields: Any) -> _ant_single.Maps:
 def test_a_map_is_the_sum_of_gradients_at_the_unedited_model(unet: UNetBackbone) -> None:
     method = replace(SINGLE, map_iterations=3, train="x-strict")
     names = _ant_single.chosen(unet, "x-strict")
-    [gradient, _] = _ant_single.saliency(unet, names, method.recipe(ONE), method.maps(ONE), seed=3)
+    maps = method.maps(ONE)
+    gradient = _ant_single.saliency(_ant_single.jobs(unet, method.recipe(ONE), maps), names, maps, seed=3, k=0)
     work = _ant.job(unet, ["cat"], replace(method.recipe(ONE), iterations=3))
     leaves = {n: unet.tensors()[n].detach().clone().requires_grad_() for n in names}
     with torch.enable_grad():
-        for item in _ant.examples(work, _ant.draw(np.random.default_rng([3, 1, 0, 0]), work.recipe, 1), dict):
+        at = _ant.examples(work, _ant.draw(np.random.default_rng([3, 1, 0, 0]), work.recipe, 1), dict)
+        for item in map(at, range(3)):
             torch.autograd.backward(_ant.total(_ant.losses(work, item, lambda: leaves), work.recipe.weights))
     for name, leaf in leaves.items():
         assert leaf.grad is not None
@@ -270,8 +285,9 @@ def test_a_map_is_the_sum_of_gradients_at_the_unedited_model(unet: UNetBackbone)
 
 def test_released_maps_move_the_model_between_gradients(unet: UNetBackbone) -> None:
     names = _ant_single.chosen(unet, "x-strict")
+    recipe = replace(SINGLE, map_iterations=2).recipe(ONE)
     still, moving = (
-        next(_ant_single.saliency(unet, names, replace(SINGLE, map_iterations=2).recipe(ONE), maps, seed=3))
+        _ant_single.saliency(_ant_single.jobs(unet, recipe, maps), names, maps, seed=3, k=0)
         for maps in (replace_maps(iterations=2, lr=0.0), replace_maps(iterations=2, lr=0.01))
     )
     assert all(not torch.allclose(still[n], moving[n], rtol=1e-3, atol=0) for n in names)
@@ -281,7 +297,7 @@ def test_released_maps_move_the_model_between_gradients(unet: UNetBackbone) -> N
 def test_masked_out_elements_stay_to_the_bit(backbone: Backbone, method: ANT) -> None:
     names = _ant_single.chosen(backbone, "full")
     maps = method.maps(ONE)
-    masks = _ant_single.intersection(_ant_single.saliency(backbone, names, method.recipe(ONE), maps, ONE.seed), maps)
+    masks = _ant_single.mask(backbone, names, method.recipe(ONE), maps, ONE.seed)
     edit, live = edits.make(method, backbone, ONE), backbone.tensors()
     assert edit.weights
     inside = 0
@@ -448,7 +464,7 @@ def test_training_turns_late_answers(unet: UNetBackbone, path: Any, lr: float) -
     alone = {"preserve_weight": 0, "early_weight": 0, "late_weight": 0}
     method = replace(SHORT, path=path, mask="none", iterations=30, lr=lr, **alone)
     work = job(unet, method)
-    item = next(_ant.examples(work, plan(method, seed=99), dict))
+    item = _ant.examples(work, plan(method, seed=99), dict)(0)
     with torch.no_grad():
         before = _ant.losses(work, item, dict)
         with trained(unet, method):

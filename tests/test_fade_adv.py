@@ -62,7 +62,7 @@ def elements_of(task: _fade_adv.Task, fraction: float = 1.0) -> _saliency.Elemen
 
 def one_batch(task: _fade_adv.Task, seed: int = 1) -> _fade_adv.Batch:
     n = task.settings.batch
-    return next(_fade_adv.walking(task, rng(seed), torch.no_grad, walkers=n, batch=n, draws=1))
+    return next(_fade_adv.Walking(task, rng(seed), torch.no_grad, walkers=n, batch=n, draws=1))
 
 
 def wide(x: Tensor) -> np.ndarray[Any, Any]:
@@ -180,12 +180,12 @@ def test_batches_are_the_walks_of_the_pairs(backbone: Backbone) -> None:
 def test_a_batch_lies_at_its_times(backbone: Backbone) -> None:
     """The latent that a batch holds for step i is the one before step i, and preservation stays in its window."""
     task = task_of(backbone, replace(SHORT, steps=6))
-    batches = _fade_adv.walking(task, rng(2), torch.no_grad, walkers=4, batch=2, draws=2)
+    batches = _fade_adv.Walking(task, rng(2), torch.no_grad, walkers=4, batch=2, draws=2)
     replay = rng(2)
     rows, kept, seeds = _fade_adv.start(task, replay, 4)
     plan = [_fade_adv.draw(task, replay, 4, 2, False) for _ in range(2)]
     path = _fade_adv.walk(task, rows, kept, seeds, 5)
-    for batch, d in zip(batches, plan, strict=False):
+    for batch, d in ((next(batches), d) for d in plan):
         for k, (w, i, j) in enumerate(zip(*(v.tolist() for v in d), strict=True)):
             assert (batch.t[k], batch.kept_t[k]) == (task.times[i], task.times[j]) and j in task.window
             for ours, theirs in ((batch.concept, path[i, 0]), (batch.neutral, path[i, 1]), (batch.kept, path[j, 1])):
@@ -195,7 +195,7 @@ def test_a_batch_lies_at_its_times(backbone: Backbone) -> None:
 def test_off_policy_noises_one_image_alike(backbone: Backbone) -> None:
     """Both halves are the unedited model's images under the same unit noise, at the same time."""
     task, replay = task_of(backbone, replace(SHORT, grad_mode="off_policy", pairs=3)), rng(4)
-    batch = next(_fade_adv.noising(task, rng(4), batch=2))
+    batch = next(_fade_adv.Noising(task, rng(4), batch=2))
     rows, kept, seeds = _fade_adv.start(task, replay, 3)
     walkers = _fade_adv.draw(task, replay, 3, 2, True).walkers
     images = _fade_adv.walk(task, rows, kept, seeds, 4)[-1][:, walkers]

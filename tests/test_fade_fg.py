@@ -158,7 +158,7 @@ def test_examples_come_in_order_one_an_iteration(batch: int) -> None:
     """In packs that hold whole iterations only, the last one shorter."""
     backbone, method = random_unet(), replace(SHORT, batch=batch, iterations=7)
     task, draws = prepared(backbone, method)
-    made = list(_fade_fg.examples(task, draws))
+    made = list(map(_fade_fg.Examples(task, draws), range(7)))
     assert [len(e.t) for e in made] == [batch] * 7
     times = torch.cat([e.t for e in made])
     assert torch.equal(times, backbone.timesteps(1000)[[d.time for d in draws]])

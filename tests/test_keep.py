@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmark import archive, cli, prune, referenced, run, verify
+from benchmark import archive, cli, keys, prune, referenced, run, verify
 from benchmark.errors import BadInput, BenchError, Damaged
 from benchmark.leases import Leases
 from benchmark.store import Store
@@ -133,6 +133,20 @@ def test_what_was_set_aside_or_left_goes_too(copy: Path):
     assert {f.kind for f in report.unused} == {"damaged", "tmp"}
     prune.delete(report)
     assert not list((store.root / "damaged").iterdir()) and not list((store.root / "tmp").iterdir())
+
+
+def test_a_journal_that_nobody_goes_on_with_goes_and_is_not_exported(copy: Path, tmp_path: Path):
+    store, address = Store(copy / "store"), (keys.JOURNALS, "0" * keys.LENGTH, "training@7")
+    store.put(*address, files={"state.json": b"{}"})
+    assert not prune.find([copy])[0].unused, "a run may go on with it"
+    assert call("export", copy, "--out", tmp_path / "a.zip").exit_code == 0
+    assert call("import", tmp_path / "a.zip", "--out", tmp_path / "b").exit_code == 0
+    assert not list((tmp_path / "b" / "store").glob("journals/*"))
+    old(copy / "store" / keys.JOURNALS)
+    (report,) = prune.find([copy])
+    assert [f.name for f in report.unused] == ["/".join(address)]
+    prune.delete(report)
+    assert not store.has(*address) and verify.verify(copy) == []
 
 
 def test_where_records_cannot_tell_all_of_a_kind_stays(suite: Path, copy: Path, monkeypatch: pytest.MonkeyPatch):

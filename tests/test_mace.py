@@ -319,7 +319,8 @@ def test_training_brings_attention_down(backbone: Backbone) -> None:
 def test_lora_is_of_its_rank_and_on_the_refined_weights(backbone: Backbone) -> None:
     concepts, _ = ready(backbone, SHORT)
     before = refined(backbone, SHORT)
-    new, losses = _mace.train(backbone, before, concepts[0], SHORT, SHORT.settled(REQUEST), 5, None)
+    changes, losses = _mace.train(backbone, before, concepts[0], SHORT, SHORT.settled(REQUEST), 5, None)
+    new = _mace.moved(before, changes)
     assert len(losses) == 6
     assert still(before, new) == [LAST]
     for name in before.keys() - {LAST}:
@@ -332,9 +333,10 @@ def test_other_concepts_do_not_shift_the_draws(backbone: Backbone) -> None:
     backwards, _ = ready(backbone, SHORT, replace(REQUEST, erase=(TRUCK, CAT)))
     row = SHORT.settled(REQUEST)
     before = {n: w.double() for n, w in base(backbone).items()}
-    one, _ = _mace.train(backbone, before, concepts[1], SHORT, row, 5, None)
-    two, _ = _mace.train(backbone, before, backwards[0], SHORT, row, 5, None)
-    other, _ = _mace.train(backbone, before, concepts[1], SHORT, row, 6, None)
+    one, two, other = (
+        _mace.moved(before, _mace.train(backbone, before, concept, SHORT, row, seed, None)[0])
+        for concept, seed in ((concepts[1], 5), (backwards[0], 5), (concepts[1], 6))
+    )
     assert all(torch.equal(one[n], two[n]) for n in before)
     assert still(one, other) == [LAST]
 
@@ -452,7 +454,7 @@ def test_masks_steer_the_training(backbone: Backbone) -> None:
     before, row = {n: w.double() for n, w in base(backbone).items()}, SHORT.settled(REQUEST)
 
     def trained(find: _mace_masks.Finder | None) -> dict[str, Tensor]:
-        return _mace.train(backbone, before, concepts[0], SHORT, row, 5, find)[0]
+        return _mace.moved(before, _mace.train(backbone, before, concepts[0], SHORT, row, 5, find)[0])
 
     def corner(latents: Tensor, name: str) -> Tensor:
         mask = torch.zeros(len(latents), 64, 64)

@@ -74,10 +74,11 @@ def test_harms_are_drawn_from_seed_and_number_alone():
 
 
 def test_figures_count_kills_apart_from_faults():
-    def event(harm: kills.Harm, struck: bool, lost: float) -> Event:
-        return Event(0, harm, 1.0, struck, "images", False, 9.0, lost, -9)
+    def event(harm: kills.Harm, struck: bool, lost: float, stage: str = "images") -> Event:
+        return Event(0, harm, 1.0, struck, stage, False, 9.0, lost, -9)
 
-    events = [event("SIGKILL", True, 1.0), event("SIGTERM", True, 3.0), event("SIGKILL", False, 9.0)]
+    events = [event("SIGKILL", True, 1.0, "edit"), event("SIGTERM", True, 3.0), event("SIGKILL", False, 9.0)]
     shown = kills.figures([*events, event("no space", True, 2.0)], Measure(9.0, 99), 1)
     assert (shown["kills"], shown["recoveries"], shown["lost_s_all"], shown["lost_s_most"]) == (2, 3, 4.0, 3.0)
-    assert shown["by_stage"] == {"images": 2} and shown["faults"]["no space"] == 1
+    assert shown["lost_s_most_in_edits"] == 1.0
+    assert shown["by_stage"] == {"edit": 1, "images": 1} and shown["faults"]["no space"] == 1

@@ -11,6 +11,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from benchmark.backbones import journal as journals
 from benchmark.backbones.kernels import Launch
 from benchmark.interface import Family
 
@@ -101,6 +102,8 @@ class Backbone(abc.ABC):
     """Shape of one image's latent as `predict` takes it: `(channels, h, w)`, or packed `(tokens, channels)`."""
     image_size: tuple[int, int]
     """`(height, width)` in pixels of a decoded image."""
+    journal: journals.Journal = journals.NONE
+    """Where a method may say what it has done, so that a kill does not cost all of it; see there."""
 
     # --- text -------------------------------------------------------------------------------------------------
     @abc.abstractmethod

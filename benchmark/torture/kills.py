@@ -41,6 +41,7 @@ _AHEAD = (
     "benchmark.cli",
     "benchmark.run",
     "benchmark.edits",
+    "benchmark.journal",
     "benchmark.sample",
     "benchmark.backbones.unet",
     "benchmark.testbed.evaluator",
@@ -49,6 +50,8 @@ _AHEAD = (
 FREE = ("costs.json", "log/", "store/costs/", "store/tmp/", "store/damaged/")
 """What may differ between runs, or be left of one that was stopped."""
 _LONGEST_S = 1800.0
+CHECKPOINTS_S = 0.5
+"""Seconds between two checkpoints of a training; runs in earnest have more, and their trainings last longer."""
 
 Harm = Literal["SIGKILL", "SIGTERM", "SIGKILL in a write", "no space", "input/output", "short write", "none"]
 _DRAWN: Sequence[tuple[Harm, int]] = (
@@ -77,7 +80,7 @@ class Event:
     """Whether it was in the middle of a write."""
     seconds: float
     lost: float
-    """Seconds between the last artifact that was finished, or the start, and the end."""
+    """Seconds between the last artifact that was finished (checkpoints of trainings too), or the start, and the end."""
     code: int
     """Exit status, negative for a signal."""
 
@@ -183,8 +186,9 @@ def run(
 
 
 def _child(command: Sequence[str], log: Path, harm: Harm, at: float, watch: Watch) -> None:
-    from benchmark import cli
+    from benchmark import cli, journal
 
+    journal.EVERY_S, journal.SHARE = CHECKPOINTS_S, 1.0
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for module, owner, name, stage in _HOOKS:
         place = importlib.import_module(module)
@@ -272,6 +276,7 @@ def figures(events: Sequence[Event], measure: Measure, rounds: int) -> dict[str,
         "lost_s_median": round(lost[len(lost) // 2], 2) if lost else 0.0,
         "lost_s_most": round(lost[-1], 2) if lost else 0.0,
         "lost_s_all": round(sum(lost), 1),
+        "lost_s_most_in_edits": round(max((e.lost for e in kills if e.stage == "edit"), default=0.0), 2),
         "seconds": round(sum(e.seconds for e in events), 1),
     }
 
