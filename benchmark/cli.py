@@ -265,6 +265,7 @@ def plan(
     """Tell what a run would do: images, edits, disk, and what is missing. Nothing is run."""
     arguments = _arguments(context.params)
     from benchmark import cost as costs
+    from benchmark import engines
     from benchmark import plan as plans
     from benchmark.store import Store as Artifacts
 
@@ -272,13 +273,13 @@ def plan(
     chosen = {name: arguments[name] for name in names}
     settled = plans.make_plan(**chosen, batch=batch_size, passed=arguments["fields"])
     artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
-    forecast = plans.plan_json(
-        settled, artifacts, costs.earlier(arguments["out"] / "costs.json"), keep=keep_images.value
-    )
+    workers = engines.by_itself if executor is Executor.local else None
+    told = functools.partial(plans.plan_json, settled, artifacts, keep=keep_images.value, workers=workers)
+    forecast = told(costs.earlier(arguments["out"] / "costs.json"))
     if cost:
         _hub(False)
         if forecast["seconds"] is None:
-            forecast = plans.plan_json(settled, artifacts, costs.calibrated(settled), keep=keep_images.value)
+            forecast = told(costs.calibrated(settled))
         forecast["flops"] = costs.operations(settled, forecast)
     if prompts:
         forecast["prompts"] = plans.prompts_json(settled)
@@ -334,7 +335,8 @@ def _duration(plan: Mapping[str, Any]) -> str:
         return "not yet measured here; --cost tries a batch"
     known = f"about {plan['seconds'] / 60:.0f} min" if plan["seconds"] >= 120 else f"about {plan['seconds']:.0f} s"
     without = f"; without {', '.join(plan['seconds_without'])}" if plan["seconds_without"] else ""
-    return f"{known}, from {plan['seconds_from']}{without}"
+    spread = f" by {plan['workers']} workers at once" if plan["workers"] > 1 else ""
+    return f"{known}{spread}, from {plan['seconds_from']}{without}"
 
 
 def _by_role(roles: Mapping[str, Mapping[str, Any]]) -> str:
