@@ -805,23 +805,23 @@ def perf(
     only: Annotated[str | None, typer.Option(metavar="NAME", help="One bench or family; all if left out.")] = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Timed turns of each side; medians are told.")] = 5,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where <device>.json and the table go.")] = Path("runs/perf"),
-    profile: Annotated[bool, typer.Option("--profile", help="Only profile.txt: where a run's time goes.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Only where a run's time goes, no benches.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Time this harness beside the usual way of doing the same, on this machine, and write a table."""
     _hub(False)
-    if profile:
+    from benchmark.perf import session
+
+    made = []
+    if profile or only is None:  # first: the table names it
         from benchmark.perf import profile as profiles
         from benchmark.perf.rig import here
 
-        profiles.write(out / "profile.txt", here())
-        _say([str(out / "profile.txt")])
-        return
-    from benchmark.perf import session
-
-    written = session.measure(only, runs=runs, out=out, say=_tell)
-    _say([str(written), str(out / "README.md")])
+        made.append(profiles.write(out, here()))
+    if not profile:
+        made += [session.measure(only, runs=runs, out=out, say=_tell), out / "README.md"]
+    _say([str(path) for path in made])
 
 
 @command("power --rate 0.1 --difference 0.05")
