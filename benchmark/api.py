@@ -184,7 +184,7 @@ def plan(
 
     >>> forecast = plan("objects", methods=["none", "uce"], out="nowhere")
     >>> forecast["images"]["total"], forecast["edits"], forecast["denoiser_forwards"]
-    (900, 3, 70000)
+    (900, 3, 33600)
     """
     from benchmark import cost, engines
     from benchmark import plan as plans
