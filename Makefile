@@ -82,6 +82,17 @@ artwork: setup
 	@mkdir -p $(WORK) && cp benchmark/testbed/package.json $(WORK)
 	@npm install --prefix $(WORK) --silent --ignore-scripts --no-audit --no-fund
 
+# Every suite's board, records and page; a suite that is done is passed over, one that was stopped goes on.
+BOARDS ?= smoke objects celebrity explicit styles dogs birds flowers imagenette imagenet multi fade_adv ablation embedded/kinds
+
+.PHONY: leaderboard
+leaderboard: setup ## every suite with every method, hours: make leaderboard [MODEL= BOARDS='objects birds' METHODS= ARGS=]
+	@set -e; for suite in $(BOARDS); do \
+	  $(BIN)/erasure-bench run "suites/$$suite.yaml" --model '$(MODEL)' --methods '$(or $(METHODS),all)' --store runs/all/store \
+	    --out "runs/all/$(notdir $(MODEL))/$$(basename $$suite)" $(ARGS) || test $$? -eq 4; \
+	done
+	@$(BIN)/erasure-bench board 'runs/all/$(notdir $(MODEL))' --format md
+
 tables: setup ## papers' tables, claimed and measured and recomputed, into results/tables
 	@$(BIN)/erasure-bench tables --out results/tables $(ARGS)
 

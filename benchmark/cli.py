@@ -95,7 +95,9 @@ Model = Annotated[
 Methods = Annotated[
     str | None,
     typer.Option(
-        metavar="a,b@v", help="Methods, by comma; the suite's own if left out.", autocompletion=completion.methods
+        metavar="a,b@v",
+        help="Methods, by comma, or all; the suite's own if left out.",
+        autocompletion=completion.methods,
     ),
 ]
 Scale = Annotated[float, typer.Option(metavar="S", help="Images per prompt, as a share of the suite's.")]
@@ -104,7 +106,9 @@ Store = Annotated[Path | None, typer.Option(metavar="DIR", help="Artifacts; OUT/
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Training seed of the methods.")]
 Engine = Annotated[Executor, typer.Option(help="What runs the cells.")]
 Shard = Annotated[str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the work, from 1.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", help="Worker processes; one a GPU if left out.")]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Worker processes; if left out one a GPU, or a CPU's core.")
+]
 RayAddress = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that runs; one of this machine if left out.")
 ]

@@ -59,7 +59,7 @@ def cores() -> int:
 def setting() -> dict[str, Any]:
     """The part of the determinism contract that no input shows; artifacts made under another one are others."""
     versions = {name: _version(name) for name in LIBRARIES}
-    return {"device": kind(), "threads": threads(), **versions}
+    return {"device": kind(), "threads": threads(), "layout": "channels_last", **versions}
 
 
 def precision() -> dict[str, Any]:

@@ -128,7 +128,8 @@ def make_plan(
 ) -> Plan:
     """Settle a run: `passed` gives fields by method label, `batch` and `form` replace the suite's and the model's.
 
-    `dtype` replaces the one that `speed.choose` takes for this device, for edits and images alike.
+    `methods` may hold `all`: the suite's own and every method of ours that needs no file. `dtype` replaces the one that
+    `speed.choose` takes for this device, for edits and images alike.
     `BadInput` with the nearest name for anything unknown. Missing weights are no error here: see `missing`.
     """
     suite = load(suite) if isinstance(suite, str) else suite
@@ -147,8 +148,10 @@ def make_plan(
         batch=_batch(chosen.batch if batch is None else batch),
         speed=Speed(kind=device.kind()),
         passed=passed or {},
-    ).chosen(methods or suite.methods, dtype)
-    cells = builder.cells(methods or suite.methods)
+    )
+    labels = _labels(methods or suite.methods, suite)
+    builder = builder.chosen(labels, dtype)
+    cells = builder.cells(labels)
     return Plan(
         suite=suite,
         form_name=form_name,
@@ -162,6 +165,16 @@ def make_plan(
         speed=builder.speed,
         cells=cells,
     )
+
+
+def _labels(asked: Sequence[str], suite: Suite) -> tuple[str, ...]:
+    """Each method once, with what `all` stands for in its place."""
+    found = [name for label in asked for name in (_every(suite) if label == registry.ALL else [label])]
+    return tuple(dict.fromkeys(found))
+
+
+def _every(suite: Suite) -> list[str]:
+    return [*suite.methods, *registry.everything()]
 
 
 def _batch(batch: int) -> int:

@@ -28,6 +28,10 @@ from benchmark.interface import Method
 GROUP = "erasure_bench.methods"
 """Entry point group in which other packages register `name = "module:Class"`."""
 PACKAGE = "methods"
+ALL = "all"
+"""In place of a method's name: the suite's own methods and `everything()`."""
+_GIVEN = ("checkpoint",)
+"""Methods that run on a file of their own."""
 _AMBIGUOUS = {
     "fade": "'fade' names two methods: fade_fg is Fine-grained Attenuation (arXiv:2503.19783), "
     "fade_adv is Fair Adversarial Diffusion Erasure (arXiv:2507.12283); say which",
@@ -56,6 +60,13 @@ class MethodSpec:
 def method_names() -> list[str]:
     """Names of all methods, built in and registered; nothing is loaded."""
     return sorted({*_files(PACKAGE), *_entry_points()})
+
+
+def everything() -> list[str]:
+    """Our methods that need nothing but a request: the unedited model, then erasure by name, then the controls."""
+    asked = [name for name in _files(PACKAGE) if name not in _GIVEN]
+    place = {"baseline": 0, "erasure": 1, "control": 2}
+    return sorted(asked, key=lambda name: (place[method_class(name).role], name))
 
 
 def plugin(name: str) -> str | None:

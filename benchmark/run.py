@@ -310,9 +310,10 @@ class _Runner:
             environment=settings(),
         )
         drawn = Drawn(self.plan, self.cells)
+        before = drawn.there(self.worker.store)
         with engine:
-            with self.progress.stage(f"{engine.workers} workers", drawn.whole) as stage:
-                look = partial(self._look, left, drawn, stage)
+            with self.progress.stage(f"{engine.workers} workers", drawn.whole - before) as stage:
+                look = partial(self._look, left, lambda: drawn.there(self.worker.store) - before, stage)
                 made = supervise(
                     engine, job, workers=engine.workers, say=self.progress.say, watch=_every(_LOOK_S, look)
                 )
@@ -328,9 +329,9 @@ class _Runner:
         shutil.rmtree(session, ignore_errors=True)
         return int(code)
 
-    def _look(self, left: list[Cell], drawn: Drawn, stage: Stage) -> None:
-        """Tell how far the workers are: images that are there, and cells that have their record, which leave `left`."""
-        stage.advance(drawn.there(self.worker.store) - stage.done)
+    def _look(self, left: list[Cell], made: Callable[[], int], stage: Stage) -> None:
+        """Tell how far the workers are: images made, and cells that have their record, which leave `left`."""
+        stage.advance(made() - stage.done)
         found = [cell for cell in left if self._younger(cell) and self._there(cell)]
         left[:] = [cell for cell in left if cell not in found]
         for cell in found:

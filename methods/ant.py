@@ -116,6 +116,9 @@ class ANT(Method):
     # --- training -------------------------------------------------------------------------------------------------
     iterations: int | None = None
     """None: 250 for nsfw, 400 for celebrity and art; of each concept in `multi`."""
+    per_concept: bool = False
+    """Harness default. Whether `single` trains several concepts for so many iterations each, not all of them for as
+    many as one."""
     lr: float = 5e-4
     batch: int | None = None
     """Trajectories an iteration; None: 1 in `single`, 2 in `multi`."""
@@ -238,8 +241,9 @@ class ANT(Method):
         path, row = self.taken(request), _ROWS[self.table_row(request)]
         multi, released = path == "multi", path == "single" and self.mode == "official_code"
         given = (self.erase_weight, self.preserve_weight, self.early_weight, self.late_weight)
+        each = len(request.erase) if self.per_concept and not multi else 1
         return Recipe(
-            iterations=_or(self.iterations, row.iterations),
+            iterations=_or(self.iterations, row.iterations) * each,
             batch=_or(self.batch, 2 if multi else 1),
             lr=self.lr,
             eta=self.eta,

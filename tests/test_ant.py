@@ -218,6 +218,13 @@ def test_table_6(kinds: list[Any], row: str, before_step: int, iterations: int) 
     assert ANT(row="art").recipe(request).before_step == 3
 
 
+def test_iterations_per_concept_are_as_many_times_the_iterations() -> None:
+    several = Request(erase=tuple(Target(name=name) for name in ("cat", "dog", "bird")))
+    each = ANT(path="single", iterations=40, per_concept=True)
+    assert each.recipe(several).iterations == 120 and replace(each, per_concept=False).recipe(several).iterations == 40
+    assert replace(each, path="multi").recipe(several).iterations == 40, "there they are each concept's anyway"
+
+
 # --- the masks --------------------------------------------------------------------------------------------------------
 def test_a_map_keeps_the_largest_half_or_as_released_the_smallest() -> None:
     gradient = torch.tensor([[0.1, -5.0, 0.3], [2.0, -0.2, 1.0]])

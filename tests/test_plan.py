@@ -484,3 +484,12 @@ def test_a_plan_is_the_same_every_time_and_takes_a_suite_or_its_name():
     assert plan_json(make_plan("objects")) == plan_json(make_plan(load("objects")))
     first, second = make_plan("objects"), make_plan("objects")
     assert [c.images_key for c in first.cells] == [c.images_key for c in second.cells]
+
+
+def test_all_is_the_suites_own_methods_and_every_other_that_needs_no_file():
+    labels = [c.method.label for c in make_plan("ablation", model="random-unet", methods=["all"]).cells]
+    found = list(dict.fromkeys(labels))
+    assert found[0] == "none" and {"fade_adv@no-saliency", "uce", "esd", "noise", "grey", "blocklist"} <= set(found)
+    assert "checkpoint" not in found and len(found) == len(set(found))
+    few = make_plan("smoke", model="random-unet", methods=["uce", "all", "uce"]).cells
+    assert [c.method.label for c in few].count("uce") == 2, "once a request"

@@ -24,6 +24,7 @@ from benchmark import (
     cli,
     consistency,
     evidence,
+    keys,
     models,
     recompute,
     record,
@@ -38,6 +39,8 @@ from benchmark.backbones.base import Backbone
 from benchmark.interface import Edit, Family, Method, Request
 from benchmark.leases import Leases
 from benchmark.metrics import evaluators, summary
+from benchmark.plan import make_plan
+from benchmark.run import Drawn
 from benchmark.store import Store
 from benchmark.tables import grids
 from benchmark.testbed import evaluator
@@ -695,3 +698,19 @@ def test_a_store_of_its_own_can_be_shared(suite: Path, tmp_path: Path, few: Path
     done(suite, tmp_path / "out", *FEW, "--store", str(store))
     assert snapshot(tmp_path / "out") == _but_the_store(finished)
     assert costs(tmp_path / "out")["last_run"]["images_made"] == 0
+
+
+def test_images_there_are_counted_once_and_never_too_many(tmp_path: Path):
+    plan = make_plan("smoke", model="random-unet", methods=["none", "uce"])
+    drawn, store = Drawn(plan, plan.cells), Store(tmp_path)
+    alike = {
+        c.images_key: {(i.prompt, i.seed) for k in plan.cells if k.images_key == c.images_key for i in k.items}
+        for c in plan.cells
+    }
+    assert drawn.whole == sum(map(len, alike.values()))
+    assert drawn.there(Store(tmp_path / "absent", readonly=True)) == 0
+    key = plan.cells[0].images_key
+    assert key is not None
+    for shard in range(9):  # more batches than a cell of these has
+        store.put(keys.IMAGES, key, f"s{shard}", files={"items.json": b"[]"})
+    assert drawn.there(store) == len(alike[key])

@@ -159,9 +159,13 @@ def _numbers(name: str, cell: Cell) -> dict[str, str]:
 
 
 # --- LaTeX ----------------------------------------------------------------------------------------------------
+_PAGE = 12
+"""Columns of numbers that fit on a page; a wider tabular is scaled down to it."""
+
+
 def as_tex(paper: Paper) -> str:
     """A `table` float for each table, with a booktabs `tabular` for each group, and one for each embedded model."""
-    lines = [f"% {_printable(paper.layout.title)}", "% needs \\usepackage{booktabs}", f"% {HOW}"]
+    lines = [f"% {_printable(paper.layout.title)}", "% needs \\usepackage{booktabs,graphicx}", f"% {HOW}"]
     lines += [f"% {_printable(n)}" for n in paper.layout.notes]
     for found in paper.tables:
         lines += _tex_table(found.table.title, found.blocks, found.notes, kinds, spelled)
@@ -195,7 +199,12 @@ def _tex_table(
 def _tex_block(block: Block, under: Callable[[Column], list[str]], spell: Callable[[Cell, str], str]) -> list[str]:
     spans = [(heading(c), under(c)) for c in block.columns]
     width = sum(len(kinds) for _, kinds in spans)
-    lines = [rf"\par\textit{{{_tex(block.group.title)}}}\par", rf"\begin{{tabular}}{{l{'r' * width}}}", r"\toprule"]
+    scaled_down = width > _PAGE
+    lines = [
+        rf"\par\textit{{{_tex(block.group.title)}}}\par",
+        *([r"\resizebox{\linewidth}{!}{%"] if scaled_down else []),
+    ]
+    lines += [rf"\begin{{tabular}}{{l{'r' * width}}}", r"\toprule"]
     lines.append(" & ".join(["", *(rf"\multicolumn{{{len(k)}}}{{c}}{{{_tex(h)}}}" for h, k in spans)]) + r" \\")
     if any(kind for _, names in spans for kind in names):
         lines.append("".join(_rules(spans)))
@@ -204,7 +213,7 @@ def _tex_block(block: Block, under: Callable[[Column], list[str]], spell: Callab
     for label, cells in block.rows:
         texts = [spell(cell, kind) for cell in cells for kind in under(cell.column)]
         lines.append(" & ".join(map(_tex, [label, *texts])) + r" \\")
-    return [*lines, r"\bottomrule", r"\end{tabular}"]
+    return [*lines, r"\bottomrule", r"\end{tabular}" + ("}" if scaled_down else "")]
 
 
 def _rules(spans: Sequence[tuple[str, list[str]]]) -> list[str]:
