@@ -184,9 +184,9 @@ def plan(
 
     >>> forecast = plan("objects", methods=["none", "uce"], out="nowhere")
     >>> forecast["images"]["total"], forecast["edits"], forecast["denoiser_forwards"]
-    (900, 3, 70000)
+    (900, 3, 33600)
     """
-    from benchmark import cost
+    from benchmark import cost, engines
     from benchmark import plan as plans
     from benchmark.store import Store
 
@@ -195,7 +195,7 @@ def plan(
     )
     folder = _out(out, suite if isinstance(suite, str) else suite.name, model)
     artifacts = Store(folder / "store" if store is None else Path(store), readonly=True)
-    return plans.plan_json(settled, artifacts, cost.earlier(folder / "costs.json"))
+    return plans.plan_json(settled, artifacts, cost.earlier(folder / "costs.json"), workers=engines.by_itself)
 
 
 def run(

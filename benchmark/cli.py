@@ -269,6 +269,7 @@ def plan(
     """Tell what a run would do: images, edits, disk, and what is missing. Nothing is run."""
     arguments = _arguments(context.params)
     from benchmark import cost as costs
+    from benchmark import engines
     from benchmark import plan as plans
     from benchmark.store import Store as Artifacts
 
@@ -276,13 +277,13 @@ def plan(
     chosen = {name: arguments[name] for name in names}
     settled = plans.make_plan(**chosen, batch=batch_size, passed=arguments["fields"])
     artifacts = Artifacts(arguments["store"] or arguments["out"] / "store", readonly=True)
-    forecast = plans.plan_json(
-        settled, artifacts, costs.earlier(arguments["out"] / "costs.json"), keep=keep_images.value
-    )
+    workers = engines.by_itself if executor is Executor.local else None
+    told = functools.partial(plans.plan_json, settled, artifacts, keep=keep_images.value, workers=workers)
+    forecast = told(costs.earlier(arguments["out"] / "costs.json"))
     if cost:
         _hub(False)
         if forecast["seconds"] is None:
-            forecast = plans.plan_json(settled, artifacts, costs.calibrated(settled), keep=keep_images.value)
+            forecast = told(costs.calibrated(settled))
         forecast["flops"] = costs.operations(settled, forecast)
     if prompts:
         forecast["prompts"] = plans.prompts_json(settled)
@@ -338,7 +339,8 @@ def _duration(plan: Mapping[str, Any]) -> str:
         return "not yet measured here; --cost tries a batch"
     known = f"about {plan['seconds'] / 60:.0f} min" if plan["seconds"] >= 120 else f"about {plan['seconds']:.0f} s"
     without = f"; without {', '.join(plan['seconds_without'])}" if plan["seconds_without"] else ""
-    return f"{known}, from {plan['seconds_from']}{without}"
+    spread = f" by {plan['workers']} workers at once" if plan["workers"] > 1 else ""
+    return f"{known}{spread}, from {plan['seconds_from']}{without}"
 
 
 def _by_role(roles: Mapping[str, Mapping[str, Any]]) -> str:
@@ -807,23 +809,23 @@ def perf(
     only: Annotated[str | None, typer.Option(metavar="NAME", help="One bench or family; all if left out.")] = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Timed turns of each side; medians are told.")] = 5,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where <device>.json and the table go.")] = Path("runs/perf"),
-    profile: Annotated[bool, typer.Option("--profile", help="Only profile.txt: where a run's time goes.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Only where a run's time goes, no benches.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Time this harness beside the usual way of doing the same, on this machine, and write a table."""
     _hub(False)
-    if profile:
+    from benchmark.perf import session
+
+    made = []
+    if profile or only is None:  # first: the table names it
         from benchmark.perf import profile as profiles
         from benchmark.perf.rig import here
 
-        profiles.write(out / "profile.txt", here())
-        _say([str(out / "profile.txt")])
-        return
-    from benchmark.perf import session
-
-    written = session.measure(only, runs=runs, out=out, say=_tell)
-    _say([str(written), str(out / "README.md")])
+        made.append(profiles.write(out, here()))
+    if not profile:
+        made += [session.measure(only, runs=runs, out=out, say=_tell), out / "README.md"]
+    _say([str(path) for path in made])
 
 
 @command("power --rate 0.1 --difference 0.05")

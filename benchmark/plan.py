@@ -428,16 +428,23 @@ _EDIT_SHARE = 0.1  # of the model's weights, a little above the share of cross-a
 
 
 def plan_json(
-    plan: Plan, store: Store | None = None, calibration: Calibration | None = None, *, keep: str = "all"
+    plan: Plan,
+    store: Store | None = None,
+    calibration: Calibration | None = None,
+    *,
+    keep: str = "all",
+    workers: Callable[[int, int], int] | None = None,
 ) -> dict[str, Any]:
     """The forecast of a run that keeps these images' pixels, as `plan --json` prints it.
 
     `images` and `requests` count what one method still has to make (the one with the most left), `cached` what the
     store has of it, `by_method` each method's own. `denoiser_forwards`, `edits`, `disk_bytes` and `seconds` are for the
     whole plan: images that cells share count once, padded batches in full, grey ones take no forward. `disk_bytes` is
-    an estimate.
+    an estimate. `workers`, given the numbers of cells and of images that a small model has yet to make, tells how many
+    processes share the work evenly: `seconds` are those of one over their number; one if left out.
     """
     left = _Left(plan, store)
+    count = workers(len(plan.cells), left.light()) if workers else 1
     by_method = {label: left.counts([c for c in plan.cells if c.method.label == label]) for label in left.labels}
     most = {r: left.most(r) for r in dict.fromkeys(c.request.name for c in plan.cells)}
     images = _sum(most.values())
@@ -462,7 +469,8 @@ def plan_json(
         "denoiser_forwards": left.forwards(),
         "edits": len(left.edits()),
         "disk_bytes": left.disk_bytes(keep),
-        "seconds": calibration and left.seconds(calibration),
+        "seconds": calibration and round(left.seconds(calibration) / count, 1),
+        "workers": count,
         "seconds_from": calibration and calibration.source,
         "seconds_without": calibration and left.unknown(calibration),
         "missing": missing(plan),
@@ -545,12 +553,16 @@ class _Left:
         image = pixels + _RAW_BYTES + _LISTED_BYTES
         return sum(self.new) * image + len(self.edits()) * int(self.plan.model.size * _EDIT_SHARE)
 
+    def light(self) -> int:
+        """Images still to be made by a model small enough for one a core; 0 for those that fill the memory."""
+        return sum(self.new) if self.plan.form_name == "embedded" else 0
+
     def seconds(self, measured: Calibration) -> float:
-        """Of all whose time is known: see `unknown`."""
+        """Of all whose time is known, by one process: see `unknown`."""
         images = sum(self.new)
         edits = sum(measured.edits_s.get(e.method.label, 0.0) for e in self.edits())
         sampling = self.forwards() * measured.forward_s + images * measured.image_s
-        return round(sampling + images * (measured.score_s or 0.0) + edits, 1)
+        return sampling + images * (measured.score_s or 0.0) + edits
 
     def unknown(self, measured: Calibration) -> list[str]:
         """What is to be done and is not in `seconds`."""

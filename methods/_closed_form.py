@@ -5,6 +5,7 @@ With rows C (erased), G (guides), P (kept), the minimiser of s_e‖C Wᵀ − G 
     W₀ (λI + s_e GᵀC + s_p PᵀP) A⁻¹  =  W₀ + W₀ (G − C)ᵀ K,   A = λI + s_e CᵀC + s_p PᵀP,   K = s_e C A⁻¹.
 
 A and K know nothing of W₀, so all projections that read the same text share them, and kept prompts enter A alone.
+Where C and P have few rows, R = [√s_e C; √s_p P] gives K from a smaller system: R A⁻¹ = (λI + RRᵀ)⁻¹ R.
 """
 
 from __future__ import annotations
@@ -31,19 +32,37 @@ class System:
     sizes: tuple[int, ...]
     """How many rows each pair has; they sum to n."""
     kept: Tensor
-    """PᵀP: `(d, d)`, float64."""
+    """P, `(m, d)`, where `few`; else PᵀP, `(d, d)`; float64."""
+    few: bool
+    """Whether C and P have so few rows that the system of rows is the smaller one by far."""
     ridge: float
     erase_scale: float
     keep_scale: float
 
+    def kept_gram(self) -> Tensor:
+        """PᵀP: `(d, d)`, float64."""
+        return self.kept.T @ self.kept if self.few else self.kept
+
     def gram(self) -> Tensor:
         """A: `(d, d)`, float64."""
-        eye = torch.eye(self.kept.shape[0], dtype=self.kept.dtype, device=self.kept.device)
-        return self.ridge * eye + self.erase_scale * self.erased.T @ self.erased + self.keep_scale * self.kept
+        made = self.erase_scale * self.erased.T @ self.erased
+        made.diagonal().add_(self.ridge)
+        made += self.keep_scale * self.kept_gram()
+        return made
 
     def factor(self) -> Tensor:
         """K = s_e C A⁻¹: `(n, d)`, float64."""
+        if self.few:
+            return self._factor_of_few()
         return self.erase_scale * torch.cholesky_solve(self.erased.T, torch.linalg.cholesky(self.gram())).T
+
+    def _factor_of_few(self) -> Tensor:
+        """As `factor`: √s_e times the first n rows of (λI + RRᵀ)⁻¹ R."""
+        rows = torch.cat([self.erase_scale**0.5 * self.erased, self.keep_scale**0.5 * self.kept])  # R: (n + m, d)
+        small = rows @ rows.T
+        small.diagonal().add_(self.ridge)
+        first = torch.eye(len(rows), len(self.erased), dtype=rows.dtype, device=rows.device)
+        return self.erase_scale**0.5 * torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
 
 
 @torch.no_grad()
@@ -68,12 +87,15 @@ def solve_all(
     solvers: dict[bool, _Fast | _Reference] = {}
     for pooled in sorted({p.role == "pooled" for p in projections}):
         rows = _pooled_rows(erased, guides) if pooled else _token_rows(erased, guides, last_only)
-        gram = _kept_gram(backbone, kept, rows[0][0], pooled=pooled, last_only=last_only)
+        old, new = torch.cat([c for c, _ in rows]), torch.cat([g for _, g in rows])
+        each = 1 if pooled or last_only else erased.tokens.shape[1]
+        few = 4 * (len(old) + each * len(kept)) < old.shape[1]  # the smaller system is less work then by far
         system = System(
-            torch.cat([c for c, _ in rows]),
-            torch.cat([g for _, g in rows]),
+            old,
+            new,
             tuple(len(c) for c, _ in rows),
-            gram,
+            _kept(backbone, kept, old, few, pooled=pooled, last_only=last_only),
+            few,
             ridge,
             erase_scale,
             keep_scale,
@@ -90,10 +112,10 @@ class _Fast:
     def __init__(self, system: System, technique: str) -> None:
         self.system, self.technique = system, technique
         self.factor = system.factor()
-        self.step = (system.guides - system.erased).T  # (d, n)
+        self.step = system.guides - system.erased  # (n, d)
         self.merged = technique == "replace" and 2 * len(self.factor) >= self.factor.shape[1]
         if self.merged:  # so many rows that one (d, d) product for each projection is less work than two (d, n)
-            self.step = self.step @ self.factor
+            self.step = self.step.T @ self.factor
         self._wide: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # rounded once for all projections
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -101,11 +123,12 @@ class _Fast:
         wide = torch.promote_types(w.dtype, torch.float32)
         step, factor, erased, guides = self._rounded(wide)
         v = w.to(wide)
-        change = v @ step
+        if self.merged:
+            return (v @ step).add_(v).to(w.dtype)
+        change = (step @ v.T).T  # with the weight on the right: a product of few columns takes twice as long
         if self.technique == "tensor":
             change = change - self._projected(v, erased, guides)
-        new = change if self.merged else change @ factor
-        return new.add_(v).to(w.dtype)  # in place: half of the time goes into fresh memory
+        return (change @ factor).add_(v).to(w.dtype)  # in place: half of the time goes into fresh memory
 
     def _rounded(self, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if wide not in self._wide:
@@ -139,7 +162,7 @@ class _Reference:
                 target = target - _along(v @ c.T, target)
             left = left + s.erase_scale * target @ c
             right = right + s.erase_scale * c.T @ c
-        kept = s.keep_scale * s.kept.float()
+        kept = s.keep_scale * s.kept_gram().float()
         new: Tensor = (left + v @ kept) @ torch.linalg.inv(right + kept)
         return new.to(w.dtype)
 
@@ -181,15 +204,19 @@ def _pooled_rows(erased: Embedding, guides: Embedding) -> list[tuple[Tensor, Ten
     return list(zip(erased.pooled.double()[:, None], guides.pooled.double()[:, None], strict=True))
 
 
-def _kept_gram(backbone: Backbone, kept: Sequence[str], like: Tensor, *, pooled: bool, last_only: bool) -> Tensor:
-    """PᵀP `(d, d)` of all rows (or the last content token) of the kept prompts, summed chunk by chunk.
+def _kept(backbone: Backbone, kept: Sequence[str], like: Tensor, few: bool, *, pooled: bool, last_only: bool) -> Tensor:
+    """P `(m, d)`, if `few`, or PᵀP `(d, d)` of all rows (or the last content token) of the kept prompts.
 
-    Of the dtype, device and width of `like`, `(rows, d)`.
+    Of the dtype, device and width of `like`, `(rows, d)`; never more than `_CHUNK` prompts' rows beside the result.
     """
+    chunks = (
+        _kept_rows(backbone.embed(kept[start : start + _CHUNK]), pooled=pooled, last_only=last_only).to(like)
+        for start in range(0, len(kept), _CHUNK)
+    )
+    if few:
+        return torch.cat([like[:0], *chunks])
     gram = like.new_zeros(like.shape[1], like.shape[1])
-    for start in range(0, len(kept), _CHUNK):
-        text = backbone.embed(kept[start : start + _CHUNK])
-        rows = _kept_rows(text, pooled=pooled, last_only=last_only).to(like)
+    for rows in chunks:
         gram += rows.T @ rows
     return gram
 

@@ -162,6 +162,40 @@ def test_the_page_shows_what_was_measured_and_what_was_not(tmp_path: Path) -> No
     assert "| second | not measured |" in page and "no judge there" in page
     assert "counts: ours: forwards 4; peer: forwards 8" in page
     assert page.index("One GPU") < page.index("Not measured: no such device.")
+    assert "profile" not in page, "there is none"
+
+
+def test_the_page_names_the_profile_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmark.perf import profile
+
+    monkeypatch.setattr(profile, "device_name", lambda: "cpu")
+    monkeypatch.setattr(profile, "report", lambda rig: ["Profile of a run", "told"])
+    written = profile.write(tmp_path, tiny())
+    assert written.read_text() == "Profile of a run\ntold\n"
+    table.write(tmp_path, device_file(run(Sample(), tmp_path)), ["sample"])
+    assert f"[{written.name}]({written.name})" in (tmp_path / "README.md").read_text()
+
+
+def test_all_of_it_is_a_profile_and_benches_and_one_bench_is_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make perf` leaves is ready to be committed: the profile first, for the table names it."""
+    from typer.testing import CliRunner
+
+    from benchmark import cli
+    from benchmark.perf import profile
+
+    done: list[str] = []
+
+    def note(what: str, path: Path) -> Path:
+        done.append(what)
+        return path
+
+    monkeypatch.setattr(profile, "write", lambda out, rig: note("profile", out / "cpu-profile.txt"))
+    monkeypatch.setattr(
+        session, "measure", lambda only, **options: note(f"benches {only}", options["out"] / "cpu.json")
+    )
+    for arguments in ([], ["--only", "edit_swap"], ["--profile"]):
+        assert CliRunner().invoke(cli.app, ["perf", *arguments]).exit_code == 0
+    assert done == ["profile", "benches None", "benches edit_swap", "profile"]
 
 
 def test_a_spoilt_file_is_said(tmp_path: Path) -> None:
@@ -287,7 +321,7 @@ def test_a_profile_says_where_the_time_goes() -> None:
 
     lines = profile.report(tiny())
     text = "\n".join(lines)
-    assert "A whole run: none, uce, 40 images" in text and "Images of one method: 4 of 2 steps" in text
+    assert "A whole run: none, uce, 24 images" in text and "Images of one method: 4 of 2 steps" in text
     assert "  1.00 forwards executed for each that is needed" in lines
     shares = [float(line.split()[-2]) for line in lines if line.endswith(" %")]
     assert len(shares) >= 8 and all(share <= 100.1 for share in shares)

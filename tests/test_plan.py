@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmark import keys, models, registry
+from benchmark import device, engines, keys, models, registry
 from benchmark.errors import BadInput, Damaged
 from benchmark.plan import Calibration, Cell, Plan, make_plan, missing, plan_json, stored
 from benchmark.store import Store
@@ -385,6 +386,20 @@ def test_seconds_come_from_a_calibration_only(package: str):
     told = plan_json(planned(package, "none", "plain"), calibration=whole)
     assert told["seconds"] == round(told["denoiser_forwards"] * 0.01 + images * 0.75, 1)
     assert (told["seconds_from"], told["seconds_without"]) == ("a guess", ["edits of plain"])
+
+
+def test_workers_that_a_run_takes_by_itself_share_the_time(package: str, monkeypatch: pytest.MonkeyPatch):
+    """74 images, see above: on a CPU of two cores, a process for every 37 of them, but one by one for a large model."""
+    monkeypatch.setattr(device, "gpus", lambda: [])
+    monkeypatch.setattr(device, "cores", lambda: 2)
+    monkeypatch.setattr(engines, "WORTH_A_WORKER", 37)
+    plan, measured = planned(package, "none", "plain"), Calibration(forward_s=0.01, image_s=0.5)
+    alone = plan_json(plan, calibration=measured)
+    shared = plan_json(plan, calibration=measured, workers=engines.by_itself)
+    assert (alone["workers"], shared["workers"]) == (1, 2)
+    assert shared["seconds"] == pytest.approx(alone["seconds"] / 2, abs=0.1)
+    large = plan_json(replace(plan, form_name="paper"), calibration=measured, workers=engines.by_itself)
+    assert (large["workers"], large["seconds"]) == (1, alone["seconds"])
 
 
 def test_what_is_in_the_store_is_not_counted_again(package: str, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from benchmark.backbones.base import Backbone
 from benchmark.backbones.random_models import random_flux, random_unet
 from benchmark.interface import Request, Target
+from methods._closed_form import System, _Fast
 from methods.uce import UCE, Pair
 
 CAT = Target(name="cat", anchor="animal")
@@ -131,6 +133,36 @@ def test_many_rows_take_the_merged_way(backbone: Backbone) -> None:
     fast = UCE().edit(backbone, request).weights
     for name, w in originals(backbone).items():
         assert (fast[name] - truth[name]).norm() < 1e-4 * (truth[name] - w).norm()
+
+
+@pytest.mark.parametrize(("erased", "kept"), [(1, 0), (3, 20), (3, 60), (40, 60), (100, 300)])
+@pytest.mark.parametrize("technique", ["replace", "tensor"])
+def test_the_smaller_system_gives_the_same_factor(erased: int, kept: int, technique: str) -> None:
+    """Rows against their Gram matrix, below, at and above a quarter of 96 columns: one edit, the formula's, in float64.
+
+    R(λI + RᵀR)⁻¹ = (λI + RRᵀ)⁻¹R holds for any R; the first rows of both sides, times √s_e, are K.
+    """
+    draw = torch.Generator().manual_seed(0)
+    c, g, p = (torch.randn(n, 96, generator=draw, dtype=torch.float64) + 1 for n in (erased, erased, kept))
+    few = System(c, g, (1,) * erased, p, True, 0.3, 2.0, 0.7)
+    many = replace(few, kept=p.T @ p, few=False)
+    wanted = 2.0 * torch.linalg.solve(0.3 * torch.eye(96).double() + 2.0 * c.T @ c + 0.7 * p.T @ p, c, left=False)
+    torch.testing.assert_close(few.factor(), wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(many.factor(), wanted, rtol=1e-9, atol=1e-9)
+    w = torch.randn(64, 96, generator=draw, dtype=torch.float64)
+    torch.testing.assert_close(_Fast(few, technique)(w), _Fast(many, technique)(w), rtol=1e-8, atol=1e-8)
+
+
+def test_few_prompts_take_the_smaller_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No matrix of the text's width is factorised for one row a prompt, and it is for all rows of many."""
+    sizes: list[int] = []
+    plain = torch.linalg.cholesky
+    monkeypatch.setattr(torch.linalg, "cholesky", lambda a: (sizes.append(len(a)), plain(a))[1])
+    backbone = random_unet()
+    width = backbone.projections()[0].weight.shape[1]
+    UCE(rows="last").edit(backbone, Request(erase=(CAT,), keep=("dog", "blue bird")))
+    UCE().edit(backbone, Request(erase=(CAT,), keep=("dog", "blue bird")))
+    assert sizes == [4, width], "cat and three kept ones, the empty prompt among them"
 
 
 def test_all_projections_change_and_nothing_else(backbone: Backbone) -> None:

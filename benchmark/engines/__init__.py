@@ -45,13 +45,17 @@ def engine(
     from benchmark.engines.local import LocalEngine
 
     gpus = device.gpus()
-    count = workers or len(gpus) or _on_cores(cells, images)
+    count = workers or by_itself(cells, images)
     return None if count == 1 else LocalEngine(workers=count, gpus=gpus)
 
 
-def _on_cores(cells: int, images: int) -> int:
-    """Workers for a CPU: no more than cores, and none that would hardly do more than load the model."""
-    return max(1, min(device.cores() // device.threads(), device.MOST_WORKERS, cells, images // WORTH_A_WORKER))
+def by_itself(cells: int, images: int) -> int:
+    """How many workers the local engine takes where nobody says: see `engine`.
+
+    On a CPU no more than cores, and none that would hardly do more than load the model.
+    """
+    on_cores = min(device.cores() // device.threads(), device.MOST_WORKERS, cells, images // WORTH_A_WORKER)
+    return len(device.gpus()) or max(1, on_cores)
 
 
 def _check(name: str, workers: int | None, address: str | None, slurm: Mapping[str, Any] | None) -> None:

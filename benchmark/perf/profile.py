@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmark import atomic, cost, run
-from benchmark.perf import suites
+from benchmark.perf import suites, table
 from benchmark.perf.drawing import Drawing
 from benchmark.perf.rig import Rig, embedded
 from benchmark.perf.session import conditions, device_name
@@ -33,16 +33,19 @@ STEPS, IMAGES = 10, 16
 _SIDE, _TRIES = 1024, 10  # of the matrices by which the device's rate is measured
 
 
-def write(path: Path, rig: Rig) -> None:
-    """Profile a small run on this machine into a text file."""
+def write(out: Path, rig: Rig) -> Path:
+    """Profile a small run on this machine into `<out>/<device>-profile.txt`, which is returned."""
+    path = out / table.profile_of(device_name())
     atomic.write(path, "\n".join(report(rig)) + "\n")
+    return path
 
 
 def report(rig: Rig) -> list[str]:
     """The lines: a whole run by its stages, then images of one method by operations."""
     rig.prepare()
     c = conditions(rig, 1)
-    told = f"{device_name()}, {c['cpu']}, {rig.threads} threads, torch {c['torch']}; load {c['load']}; {c['date']}"
+    threads = f"{rig.threads} thread{'s' * (rig.threads != 1)}"
+    told = f"{device_name()}, {c['cpu']}, {threads}, torch {c['torch']}; load {c['load']}; {c['date']}"
     with tempfile.TemporaryDirectory(prefix="perf-profile-") as folder:
         return ["Profile of a run", told, "", *_stages(embedded(rig), Path(folder)), "", *_inside(rig, Path(folder))]
 

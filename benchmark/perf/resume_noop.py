@@ -1,7 +1,7 @@
 """The same command again: a suite that is complete, and one that was killed half-way.
 
 The peer's way, as in MACE's sampling script (commit 057e7a6): the model is loaded, every row whose PNG is there is
-passed over, then every metric's script scores all images again. It is given one method of the suite, ours all three.
+passed over, then every metric's script scores all images again. It is given one method of the suite, ours all of them.
 Ours is `run` in the same folder. In the checks: seconds after imports, and what a run that is killed with SIGKILL
 after half of its images has to make again.
 """
@@ -23,7 +23,7 @@ from benchmark.perf.scripts import Scripts
 from benchmark.perf.suite_e2e import METHODS
 from benchmark.plan import make_plan
 
-BATCH = 5
+BATCH = 4
 _PATIENCE_S = 300.0
 
 
@@ -56,7 +56,7 @@ class ResumeNoop(Bench):
 class _Trial(Trial):
     def __init__(self, rig: Rig, folder: Path) -> None:
         self.rig, self.folder = rig, folder
-        templates = 2 if rig.small else 5
+        templates = 2 if rig.small else suites.TEMPLATES
         self.suite = suites.celebrity(folder, steps=rig.steps, batch=min(BATCH, rig.batch), templates=templates)
         self.plan = make_plan(str(self.suite), model=rig.named, methods=METHODS)
         self.total = sum(len(cell.items) for cell in self.plan.cells)

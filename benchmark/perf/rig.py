@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark import device, models
+from benchmark.perf.suites import TEMPLATES
 
 if TYPE_CHECKING:
     from benchmark.backbones.unet import UNetBackbone
 
+EMBEDDED_STEPS = 12
+"""As the suites have it. With eight images a turn, all benches end within a quarter of an hour on two quiet cores."""
 Parts = dict[str, Any]
 """A pipeline's parts by their names in diffusers, the scheduler among them."""
 
@@ -78,14 +81,14 @@ def here() -> Rig:
     kind, threads = device.kind(), device.threads()
     if kind == "cuda":
         return Rig(kind=kind, model="sd-size", images=64, steps=50, batch=16, threads=threads, dtype="bfloat16")
-    return Rig(kind=kind, model="testbed", images=16, steps=25, batch=16, threads=threads)
+    return Rig(kind=kind, model="testbed", images=8, steps=EMBEDDED_STEPS, batch=8, threads=threads)
 
 
 def embedded(rig: Rig) -> Rig:
     """The same device and threads with a model that whole suites run on: there are no real weights to score by."""
     if rig.small:
         return rig
-    return replace(rig, model="testbed", dtype="float32", steps=10, batch=20)
+    return replace(rig, model="testbed", dtype="float32", steps=EMBEDDED_STEPS, batch=4 * TEMPLATES)
 
 
 def tiny() -> Rig:

@@ -21,7 +21,7 @@ from benchmark.perf.rig import Rig, embedded
 from benchmark.perf.scripts import Scripts
 from benchmark.plan import make_plan
 
-METHODS = ("none", "uce", "uce@2025")
+METHODS = ("none", "uce")
 
 
 @final
@@ -29,7 +29,7 @@ class SuiteE2E(Bench):
     """Seconds a suite."""
 
     name = "suite_e2e"
-    title = "a suite of three methods from nothing to its table"
+    title = "a suite of two methods from nothing to its table"
     unit = "s"
     peer_way = (
         "a process for each edit, sampling and metric; models loaded anew, PNGs between (MACE 057e7a6, ESD 25613d2)"
@@ -45,26 +45,25 @@ class SuiteE2E(Bench):
 class _Trial(Trial):
     def __init__(self, rig: Rig, folder: Path) -> None:
         self.rig, self.out, self.scripts_folder = rig, folder / "ours", folder / "peer"
-        templates = 2 if rig.small else 5
+        templates = 2 if rig.small else suites.TEMPLATES
         self.suite = suites.celebrity(folder, steps=rig.steps, batch=rig.batch, templates=templates)
-        self.methods = METHODS[:2] if rig.small else METHODS
-        self.plan = make_plan(str(self.suite), model=rig.named, methods=self.methods)
+        self.plan = make_plan(str(self.suite), model=rig.named, methods=METHODS)
 
     def ours(self) -> Did:
         shutil.rmtree(self.out, ignore_errors=True)
-        told = {"suite": str(self.suite), "methods": self.methods, "out": str(self.out), "lazy": False}
+        told = {"suite": str(self.suite), "methods": METHODS, "out": str(self.out), "lazy": False}
         return stage.together([stage.call("run", self.rig, self.out.parent, **told)])
 
     def peer(self) -> Did:
         shutil.rmtree(self.scripts_folder, ignore_errors=True)
         self.scripts = Scripts(self.plan, self.suite, self.rig, self.scripts_folder)
-        return self.scripts.run(self.methods)
+        return self.scripts.run(METHODS)
 
     def settings(self) -> dict[str, Any]:
         sampler = self.plan.form.sampler
         return {
             "model": self.rig.model,
-            "methods": list(self.methods),
+            "methods": list(METHODS),
             "images": sum(len(cell.items) for cell in self.plan.cells),
             "steps": sampler.steps,
             "batch": {"ours": self.plan.batch, "peer": 1},

@@ -14,11 +14,20 @@ PORTRAITS = (
     "{concept} in an official photo",
     "an image capturing {concept} at a public event",
 )
+TEMPLATES = 3
+"""Of a suite whose times are told: turns of whole suites are most of a session, and their starts most of a turn."""
 ERASED, KEPT = "mira talvane", ("oskar brindle", "juno pellarin", "tobias krell")
 
 
 def celebrity(
-    folder: Path, *, steps: int, batch: int, size: int = 64, images: int = 1, templates: int = 5, scores: bool = True
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    size: int = 64,
+    images: int = 1,
+    templates: int = TEMPLATES,
+    scores: bool = True,
 ) -> Path:
     """A file with one request: one identity erased, three kept, each in every template `images` times.
 

@@ -25,6 +25,15 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
+def profile_of(device: str) -> str:
+    """Name of the file that tells where the time of a run on a device goes, beside its timings.
+
+    >>> profile_of("cpu")
+    'cpu-profile.txt'
+    """
+    return f"{slug(device)}-profile.txt"
+
+
 def write(out: Path, found: Mapping[str, Any], order: Sequence[str]) -> Path:
     """Write a device's file, and the table anew; entries of benches that were not run now stay as they were."""
     path = out / f"{slug(found['device'])}.json"
@@ -62,19 +71,25 @@ Counts are exact on every machine and are held by tests; times never are.
 def render(out: Path, order: Sequence[str]) -> str:
     """The whole page, from the device files of a folder."""
     files = [_read(path) for path in sorted(out.glob("*.json"))]
+    profiled = {f["device"]: (out / profile_of(f["device"])).exists() for f in files}
     parts = [_HEAD]
     for kind, title in KINDS.items():
         of_kind = [f for f in files if f["kind"] == kind]
-        parts += [_section(title, f) for f in of_kind] or [
+        parts += [_section(title, f, profiled[f["device"]]) for f in of_kind] or [
             f"## {title}\n\n{NOT_MEASURED.capitalize()}: no such device.\n"
         ]
     return "\n".join(parts)
 
 
-def _section(title: str, found: Mapping[str, Any]) -> str:
+def _section(title: str, found: Mapping[str, Any], profiled: bool) -> str:
     c = found["conditions"]
-    machine = f"{c['cpu']}, {c['threads']} threads" if found["kind"] == "cpu" else found["device"]
+    machine = (
+        f"{c['cpu']}, {c['threads']} thread{'s' * (c['threads'] != 1)}" if found["kind"] == "cpu" else found["device"]
+    )
     told = f"{machine}; torch {c['torch']}, diffusers {c['diffusers']}; load {c['load']} at the start; {c['date']}."
+    if profiled:
+        name = profile_of(found["device"])
+        told += f"\nWhere the time of a run goes, and why it cannot go lower without other images: [{name}]({name})."
     lines = [f"## {title}", "", told, "", _row(_COLUMNS), _row(["---", *["---:"] * 5, "---", "---"])]
     lines += [_line(e) for e in found["benches"]]
     return "\n".join([*lines, "", *_details(found["benches"])]) + "\n"
