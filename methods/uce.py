@@ -45,7 +45,7 @@ class UCE(Method):
     """Defaults are those of the paper's code (September 2023); `2025` is the authors' rewrite for diffusers."""
 
     name: ClassVar[str] = "uce"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # products in another order: other bits
     role: ClassVar[Literal["baseline", "erasure", "control"]] = "erasure"
     paper: ClassVar[str] = "arXiv:2308.14761"
     families: ClassVar[frozenset[Family]] = frozenset({"unet-epsilon", "transformer-flow"})
