@@ -17,6 +17,8 @@ from benchmark.device import Kind
 from benchmark.interface import Family
 
 Launch = Literal["eager", "graph", "compile"]
+Offload = Literal["none", "text", "blocks"]
+"""What of a model is off the device while it does not work there: see `benchmark.backbones.placement`."""
 EXACT, HALF = "float32", "bfloat16"
 BFLOAT16 = (8, 0)
 """Compute capability from which NVIDIA's matrix units take bfloat16."""
@@ -39,6 +41,15 @@ class Speed:
     launch: Launch = "eager"
     why: str = ""
     """Of `launch`."""
+    offload: Offload = "none"
+    """Of the model that makes images; methods work on one whose transformer stays on the device."""
+    checkpointing: bool = False
+    """Whether methods compute activations again instead of keeping them."""
+
+    @property
+    def edits_offload(self) -> Offload:
+        """Of the model that methods work on: training with streamed blocks is not supported."""
+        return "text" if self.offload == "blocks" else self.offload
 
     def keyed(self) -> dict[str, Any]:
         """What an image's key holds of it, beside `dtype`: compiled blocks round otherwise, graphs do not."""
