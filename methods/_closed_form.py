@@ -9,8 +9,8 @@ A and K know nothing of W₀, so all projections that read the same text share t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class System:
     """How many rows each pair has; they sum to n."""
     kept: Tensor
     """PᵀP: `(d, d)`, float64."""
+    kept_sum: Tensor
+    """Pᵀ1: `(d,)`, float64."""
     ridge: float
     erase_scale: float
     keep_scale: float
@@ -40,6 +42,11 @@ class System:
         """A: `(d, d)`, float64."""
         eye = torch.eye(self.kept.shape[0], dtype=self.kept.dtype, device=self.kept.device)
         return self.ridge * eye + self.erase_scale * self.erased.T @ self.erased + self.keep_scale * self.kept
+
+    def lift(self) -> Tensor:
+        """A⁻¹ (s_e Cᵀ1 + s_p Pᵀ1), `(d,)` float64: b times this is what the weight gains where targets hold a bias b."""
+        rows = self.erase_scale * self.erased.sum(0) + self.keep_scale * self.kept_sum
+        return torch.cholesky_solve(rows[:, None], torch.linalg.cholesky(self.gram()))[:, 0]
 
     def factor(self) -> Tensor:
         """K = s_e C A⁻¹: `(n, d)`, float64."""
@@ -52,7 +59,7 @@ def solve_all(
     pairs: Sequence[tuple[str, str]],
     kept: Sequence[str],
     *,
-    last_only: bool,
+    rows: str,
     ridge: float,
     erase_scale: float,
     keep_scale: float,
@@ -63,23 +70,25 @@ def solve_all(
 
     `pairs` are (erased, guide) prompts. Source: Gandikota et al. 2024, eq. 7, and the released code for the rows.
     """
-    erased, guides = _embed(backbone, [p[0] for p in pairs]), _embed(backbone, [p[1] for p in pairs])
-    projections = backbone.projections()
+    erased, guides = (_embed(backbone, [p[side] for p in pairs], rows) for side in (0, 1))
+    last_only, projections = rows != "aligned", backbone.projections()
     solvers: dict[bool, _Fast | _Reference] = {}
     for pooled in sorted({p.role == "pooled" for p in projections}):
-        rows = _pooled_rows(erased, guides) if pooled else _token_rows(erased, guides, last_only)
-        gram = _kept_gram(backbone, kept, rows[0][0], pooled=pooled, last_only=last_only)
+        found = _pooled_rows(erased, guides) if pooled else _token_rows(erased, guides, last_only)
         system = System(
-            torch.cat([c for c, _ in rows]),
-            torch.cat([g for _, g in rows]),
-            tuple(len(c) for c, _ in rows),
-            gram,
+            torch.cat([c for c, _ in found]),
+            torch.cat([g for _, g in found]),
+            tuple(len(c) for c, _ in found),
+            *_kept_sums(backbone, kept, found[0][0], pooled=pooled, rows=rows),
             ridge,
             erase_scale,
             keep_scale,
         )
         solvers[pooled] = _Fast(system, technique) if solver == "fast" else _Reference(system, technique)
     weights = {p.name: solvers[p.role == "pooled"](p.weight.detach()) for p in projections}
+    if technique == "doubled-bias":
+        live, lifts = backbone.tensors(), {pooled: solver.system.lift() for pooled, solver in solvers.items()}
+        weights = {p.name: _biased(weights[p.name], live, p.name, lifts[p.role == "pooled"]) for p in projections}
     changed = {p.name: weights[p.name] for p in projections if not torch.equal(weights[p.name], p.weight)}
     return changed, list(zip(erased.last.tolist(), guides.last.tolist(), strict=True))
 
@@ -91,7 +100,7 @@ class _Fast:
         self.system, self.technique = system, technique
         self.factor = system.factor()
         self.step = (system.guides - system.erased).T  # (d, n)
-        self.merged = technique == "replace" and 2 * len(self.factor) >= self.factor.shape[1]
+        self.merged = technique != "tensor" and 2 * len(self.factor) >= self.factor.shape[1]
         if self.merged:  # so many rows that one (d, d) product for each projection is less work than two (d, n)
             self.step = self.step @ self.factor
         self._wide: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # rounded once for all projections
@@ -144,6 +153,14 @@ class _Reference:
         return new.to(w.dtype)
 
 
+def _biased(weight: Tensor, live: Mapping[str, Tensor], name: str, lift: Tensor) -> Tensor:
+    """The solution for targets W₀ g + b; as it is for a layer without a bias."""
+    bias = live.get(f"{name.removesuffix('.weight')}.bias")
+    if bias is None:
+        return weight
+    return (weight.double() + torch.outer(bias.double(), lift)).to(weight.dtype)
+
+
 def _along(old: Tensor, new: Tensor) -> Tensor:
     """The projection of `new` onto `old`, both taken as one long vector."""
     part: Tensor = (old * new).sum() / (old * old).sum() * old
@@ -154,10 +171,20 @@ def _split(rows: Tensor, sizes: Sequence[int], dim: int) -> Sequence[Tensor]:
     return torch.split(rows, list(sizes), dim)
 
 
-def _embed(backbone: Backbone, prompts: Sequence[str]) -> Embedding:
+def _embed(backbone: Backbone, prompts: Sequence[str], rows: str) -> Embedding:
     """All prompts, each encoded once."""
     unique = list(dict.fromkeys(prompts))
-    return backbone.embed(unique)[[unique.index(p) for p in prompts]]
+    text = backbone.embed(unique)[[unique.index(p) for p in prompts]]
+    return replace(text, last=_wrapped(text)) if rows == "last-wrapped" else text
+
+
+def _wrapped(text: Embedding) -> Tensor:
+    """`last`, but the last padding position where it is a padding position: `(batch,)`.
+
+    Released code counts tokens and takes two off, which for an empty prompt without BOS is −1, the last of all.
+    """
+    at = text.ids.gather(1, text.last[:, None])[:, 0]
+    return torch.where(at == text.ids[:, -1], text.ids.shape[1] - 1, text.last)
 
 
 def _token_rows(erased: Embedding, guides: Embedding, last_only: bool) -> list[tuple[Tensor, Tensor]]:
@@ -181,17 +208,20 @@ def _pooled_rows(erased: Embedding, guides: Embedding) -> list[tuple[Tensor, Ten
     return list(zip(erased.pooled.double()[:, None], guides.pooled.double()[:, None], strict=True))
 
 
-def _kept_gram(backbone: Backbone, kept: Sequence[str], like: Tensor, *, pooled: bool, last_only: bool) -> Tensor:
-    """PᵀP `(d, d)` of all rows (or the last content token) of the kept prompts, summed chunk by chunk.
+def _kept_sums(
+    backbone: Backbone, kept: Sequence[str], like: Tensor, *, pooled: bool, rows: str
+) -> tuple[Tensor, Tensor]:
+    """PᵀP `(d, d)` and Pᵀ1 `(d,)` of all rows (or the last content token) of the kept prompts, chunk by chunk.
 
     Of the dtype, device and width of `like`, `(rows, d)`.
     """
-    gram = like.new_zeros(like.shape[1], like.shape[1])
+    gram, total = like.new_zeros(like.shape[1], like.shape[1]), like.new_zeros(like.shape[1])
     for start in range(0, len(kept), _CHUNK):
-        text = backbone.embed(kept[start : start + _CHUNK])
-        rows = _kept_rows(text, pooled=pooled, last_only=last_only).to(like)
-        gram += rows.T @ rows
-    return gram
+        text = _embed(backbone, kept[start : start + _CHUNK], rows)
+        found = _kept_rows(text, pooled=pooled, last_only=rows != "aligned").to(like)
+        gram += found.T @ found
+        total += found.sum(0)
+    return gram, total
 
 
 def _kept_rows(text: Embedding, *, pooled: bool, last_only: bool) -> Tensor:
