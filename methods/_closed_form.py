@@ -44,7 +44,7 @@ class System:
         return self.ridge * eye + self.erase_scale * self.erased.T @ self.erased + self.keep_scale * self.kept
 
     def lift(self) -> Tensor:
-        """A⁻¹ (s_e Cᵀ1 + s_p Pᵀ1), `(d,)` float64: b times this is what the weight gains where targets hold a bias b."""
+        """A⁻¹ (s_e Cᵀ1 + s_p Pᵀ1), `(d,)` float64: b times this is what W gains where targets hold a bias b."""
         rows = self.erase_scale * self.erased.sum(0) + self.keep_scale * self.kept_sum
         return torch.cholesky_solve(rows[:, None], torch.linalg.cholesky(self.gram()))[:, 0]
 

@@ -50,8 +50,8 @@ class Pair(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class UCE(Method):
-    """Defaults are those of the paper's code (September 2023); `2025` is the authors' rewrite for diffusers, `flux` what
-    they released for FLUX."""
+    """Defaults are those of the paper's code (September 2023); `2025` is the authors' rewrite for diffusers, and `flux`
+    what that does on FLUX."""
 
     name: ClassVar[str] = "uce"
     version: ClassVar[int] = 1

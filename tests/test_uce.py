@@ -215,7 +215,7 @@ def test_flux_is_the_released_formula_with_its_bias_twice(anchored: bool) -> Non
 
 @pytest.mark.parametrize(("technique", "times"), [("replace", 1), ("doubled-bias", 2)])
 def test_what_the_edited_layer_of_flux_puts_out(technique: str, times: int) -> None:
-    """With little ridge: the guide's output, to which the released target adds the bias once more. Of kept names too."""
+    """With little ridge: the guide's output, to which the released target adds the bias once more. Kept names too."""
     flux = random_flux()
     method = UCE(rows="last", guide="anchor", ridge=1e-7, preserve_scale=1.0, preserve_empty=False, technique=technique)  # type: ignore[arg-type]
     new, live = method.edit(flux, Request(erase=(CAT,), keep=("horse",))).weights, flux.tensors()
