@@ -196,6 +196,8 @@ class _Builder:
             capability=speed.capability(),
             compiler=speed.compiler(),
             dtype=dtype,
+            offload=speed.asked_offload(),
+            checkpointing=speed.asked_checkpointing(),
         )
         return replace(self, speed=found)
 
