@@ -285,6 +285,7 @@ def plan(
         if forecast["seconds"] is None:
             forecast = told(costs.calibrated(settled))
         forecast["flops"] = costs.operations(settled, forecast)
+        forecast["memory"] = costs.memory(settled)
     if prompts:
         forecast["prompts"] = plans.prompts_json(settled)
     _say(forecast if json_ else _forecast(forecast))
@@ -320,6 +321,7 @@ def _forecast(plan: Mapping[str, Any]) -> list[str]:
         f"denoiser   {plan['denoiser_forwards']} samples forward",
         f"disk       about {plan['disk_bytes'] / 1e6:.0f} MB",
         *_operations(plan.get("flops")),
+        *_memory(plan.get("memory")),
         f"time       {_duration(plan)}",
         *(f"missing    {lack['what']}: {lack['where']}" for lack in plan["missing"]),
     ]
@@ -331,6 +333,15 @@ def _operations(flops: Mapping[str, Any] | None) -> list[str]:
         return []
     parts = ", ".join(f"{flops[part]:.3g} a {part}" for part in ("forward", "decode"))
     return [f"operations {flops['total']:.3g} floating-point for images ({parts}), without edits"]
+
+
+def _memory(modes: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """A line a way to run the model on one card: `memory     training, all on the card: 40.1 GB, fits 80 GB`."""
+    return [
+        f"memory     {m['use']}, {m['name']}: {m['size'] / 1e9:.1f} GB, {'fits' if m['fits'] else 'does not fit'} "
+        f"{m['card_gb']} GB (computed, not measured)"
+        for m in modes or ()
+    ]
 
 
 def _duration(plan: Mapping[str, Any]) -> str:

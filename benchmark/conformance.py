@@ -122,8 +122,12 @@ class Case:
 
     @property
     def families(self) -> list[Family]:
-        """The families that it declares, of those there are."""
-        return [f for f in FAMILIES if f in self.cls.families]
+        """The families that it declares, of those there are, and that the variant does not refuse."""
+        declared = [f for f in FAMILIES if f in self.cls.families]
+        if self.cls.refusal is Method.refusal:
+            return declared
+        method = registry.build(self.label, self.cls, {**self._variant, **self.cls.quick})
+        return [f for f in declared if method.refusal(f) is None]
 
     def backbone(self, family: Family) -> Backbone:
         """A tiny model of the family."""

@@ -172,7 +172,7 @@ def _unet(configs: Configs, size: int) -> Flops:
 
     untyped: Any = diffusers
     unet = untyped.UNet2DConditionModel.from_config(dict(configs["unet"]))
-    latent = size // _factor(configs["vae"])
+    latent = size // factor(configs["vae"])
     x = torch.empty(1, unet.config.in_channels, latent, latent)
     length = configs["text_encoder"]["max_position_embeddings"]
     read = torch.empty(1, length, unet.config.cross_attention_dim)
@@ -190,8 +190,8 @@ def _flow(configs: Configs, size: int) -> Flops:
 
     untyped: Any = diffusers
     denoiser = untyped.FluxTransformer2DModel.from_config(dict(configs["transformer"]))
-    latent = size // _factor(configs["vae"])
-    tokens, length, config = (latent // 2) ** 2, _flow_length(configs), denoiser.config
+    latent = size // factor(configs["vae"])
+    tokens, length, config = (latent // 2) ** 2, flow_length(configs), denoiser.config
     given = {
         "hidden_states": torch.empty(1, tokens, config.in_channels),
         "encoder_hidden_states": torch.empty(1, length, config.joint_attention_dim),
@@ -204,14 +204,15 @@ def _flow(configs: Configs, size: int) -> Flops:
     return Flops(forward=_count(lambda: denoiser(**given)), decode=_decode(configs["vae"], latent), text=_text(configs))
 
 
-def _flow_length(configs: Configs) -> int:
+def flow_length(configs: Configs) -> int:
     """Text tokens: dev reads 512 (T5's limit here), schnell 256; small models as many as their CLIP."""
     if configs["text_encoder"]["max_position_embeddings"] < 77:
         return int(configs["text_encoder"]["max_position_embeddings"])
     return 512 if configs["transformer"].get("guidance_embeds") else 256
 
 
-def _factor(vae: Config) -> int:
+def factor(vae: Config) -> int:
+    """Pixels along one side of a latent's."""
     return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
@@ -227,16 +228,35 @@ def _decode(config: Config, latent: int) -> int:
 
 def _text(configs: Configs) -> int:
     import torch
+
+    def read(encoder: Any, length: int) -> int:
+        ids = torch.zeros(1, length, dtype=torch.long)
+        return _count(lambda: encoder(input_ids=ids))
+
+    clip, *more = text_encoders(configs)
+    return read(clip, clip.config.max_position_embeddings) + sum(read(t5, flow_length(configs)) for t5 in more)
+
+
+def text_encoders(configs: Configs) -> list[Any]:
+    """CLIP, then T5 where there is one, on the device that is the default at the moment."""
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    clip = CLIPTextConfig(**_own(configs["text_encoder"]))
-    ids = torch.zeros(1, clip.max_position_embeddings, dtype=torch.long)
-    found = _count(lambda: CLIPTextModel(clip)(input_ids=ids))
+    made: list[Any] = [CLIPTextModel(CLIPTextConfig(**_own(configs["text_encoder"])))]
     if "text_encoder_2" in configs:
-        t5 = T5Config(**_own(configs["text_encoder_2"]))
-        pieces = torch.zeros(1, _flow_length(configs), dtype=torch.long)
-        found += _count(lambda: T5EncoderModel(t5)(input_ids=pieces))
-    return found
+        made.append(T5EncoderModel(T5Config(**_own(configs["text_encoder_2"]))))
+    return made
+
+
+def memory(plan: Plan) -> list[dict[str, Any]] | None:
+    """What fits on one card, computed and not measured, at the suite's image size; None for a model that is small
+    enough for any card, or whose architecture is not known."""
+    configs = _configs(str(plan.model.folder or plan.model.name))
+    if configs is None or "transformer" not in configs:
+        return None
+    from benchmark import fits
+
+    found = fits.modes(configs, plan.form.sampler.size, flow_length(configs))
+    return [{**m._asdict(), "card_gb": m.card, "fits": m.fits, "measured": False} for m in found]
 
 
 def _own(config: Config) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def _of_state(state: Mapping[str, Any]) -> Edit:
 def _supported(method: Method, backbone: Backbone, request: Request, strategy: Strategy) -> None:
     if backbone.family not in method.families:
         raise BadInput(f"{method.name} works on {sorted(method.families)}, but {backbone.name} is {backbone.family}")
+    if reason := method.refusal(backbone.family):
+        raise BadInput(f"{reason}; {backbone.name} is {backbone.family}")
     most, asked = method.max_concepts, len(request.erase)
     if most is not None and asked > most and not _one_by_one(method, request, strategy):
         raise BadInput(f"{method.name} erases at most {most} concept(s) at once, got {asked}; use strategy: sequential")

@@ -119,6 +119,14 @@ class Edit:
     cost: Cost = field(default_factory=Cost)
 
 
+def later(default: Any) -> Any:
+    """A field that a method got after results of it existed.
+
+    Where it has its default, keys and records leave it out, so that they stay what they were.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
     """Base of every adapter. Fields are the hyperparameters; their defaults are the paper's.
@@ -141,6 +149,10 @@ class Method(abc.ABC):
     """Variant name (after the `@`) to the fields it sets."""
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields with which an edit takes a second or so on a tiny model. Checks of plumbing use them, results never."""
+
+    def refusal(self, family: Family) -> str | None:
+        """Why these fields make no sense on models of a declared family, in one sentence; None where they do."""
+        return None
 
     @property
     def needs(self) -> tuple[str, ...]:

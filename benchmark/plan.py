@@ -209,6 +209,8 @@ class _Builder:
             capability=speed.capability(),
             compiler=speed.compiler(),
             dtype=dtype,
+            offload=speed.asked_offload(),
+            checkpointing=speed.asked_checkpointing(),
         )
         return replace(self, speed=found)
 
@@ -299,6 +301,8 @@ class _Builder:
         families = ", ".join(sorted(method.instance.families))
         if self.model.family not in method.instance.families:
             return f"{method.label} works on {families}; {self.model.name} is {self.model.family}"
+        if reason := method.instance.refusal(self.model.family):
+            return f"{reason}; {self.model.name} is {self.model.family}"
         one_by_one = method.instance.role == "erasure" and (self.form.sequential_ok or request.strategy == "sequential")
         if _too_many(method, request) and not one_by_one:
             return f"{method.label} erases {method.instance.max_concepts} at once; {len(request.erase)} are asked"

@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -180,8 +180,13 @@ def resolve(label: str, *, model: str = "", kind: str = "*", passed: Values | No
     preset, from_preset = _preset(label, model, kind)
     given = {**(cls.variants[variant] if variant else {}), **from_preset, **(passed or {})}
     instance = build(label, cls, given)
-    settled = {f.name: getattr(instance, f.name) for f in fields(instance)}
+    settled = {f.name: getattr(instance, f.name) for f in fields(instance) if _told(f, instance)}
     return MethodSpec(label, name, variant, _json(label, settled), _json(label, passed or {}), preset, instance)
+
+
+def _told(field: Field[Any], instance: Method) -> bool:
+    """Whether keys and records hold the field: see `interface.later`."""
+    return not field.metadata.get("later") or getattr(instance, field.name) != field.default
 
 
 def build(label: str, cls: type[Method], given: Values) -> Method:

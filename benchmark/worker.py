@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from benchmark.journal import StoreJournal
     from benchmark.metrics.evaluators import Array, Evaluator, PairEvaluator
     from benchmark.metrics.protocols import Given
+    from benchmark.speed import Offload
 
 Image = NDArray[np.uint8]
 Wanted = Callable[[Sequence[Item]], bool]
@@ -102,15 +103,17 @@ class Worker:
     @cached_property
     def backbone(self) -> Backbone:
         """The model that methods work on, loaded once."""
-        return self._loaded(self.plan.speed.edits)
+        chosen = self.plan.speed
+        return self._loaded(chosen.edits, chosen.edits_offload, checkpointing=chosen.checkpointing)
 
     @cached_property
     def maker(self) -> Backbone:
-        """The model that makes images: the same one, unless the plan has them made in another number format."""
+        """The model that makes images: the same one, unless the plan has them made in another number format, or by
+        blocks that come one at a time."""
         chosen = self.plan.speed
-        return self.backbone if chosen.dtype == chosen.edits else self._loaded(chosen.dtype)
+        return self._loaded(chosen.dtype, chosen.offload) if chosen.separate else self.backbone
 
-    def _loaded(self, dtype: str) -> Backbone:
+    def _loaded(self, dtype: str, offload: Offload, *, checkpointing: bool = False) -> Backbone:
         """The model; torch's threads are set here, before its first work."""
         import torch
 
@@ -119,7 +122,14 @@ class Worker:
         torch.set_num_threads(self.threads)
         spec, size = self.plan.model, self.plan.form.sampler.size
         form: torch.dtype = getattr(torch, dtype)
-        return load(str(spec.folder or spec.name), device=device.kind(), dtype=form, size=size)
+        return load(
+            str(spec.folder or spec.name),
+            device=device.kind(),
+            dtype=form,
+            size=size,
+            offload=offload,
+            checkpointing=checkpointing,
+        )
 
     def sized(self, size: tuple[int, int]) -> Backbone:
         """The model for images of a (height, width): weights are shared, nothing is loaded anew."""
@@ -135,7 +145,7 @@ class Worker:
             if backbone.refused and backbone.refused not in self._said:
                 self._said.add(backbone.refused)
                 self.say(f"kernels are launched one by one, to the same bits; no graph: {backbone.refused}")
-            if self.plan.speed.dtype == self.plan.speed.edits:
+            if not self.plan.speed.separate:
                 backbone.use("eager")
 
     def judge(self, name: str) -> Evaluator:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from methods.blocklist import Blocklist
     from methods.checkpoint import Checkpoint
     from methods.cpe import CPE
+    from methods.erase_anything import EraseAnything
     from methods.esd import ESD
     from methods.fade_adv import FadeAdv
     from methods.fade_fg import FADE as FadeFG
@@ -31,6 +32,7 @@ __all__ = [
     "UCE",
     "Blocklist",
     "Checkpoint",
+    "EraseAnything",
     "FadeAdv",
     "FadeFG",
     "Grey",
@@ -44,6 +46,7 @@ _WHERE = {
     "CPE": "cpe",
     "Checkpoint": "checkpoint",
     "ESD": "esd",
+    "EraseAnything": "erase_anything",
     "FadeAdv": "fade_adv",
     "FadeFG": "fade_fg",  # its own name there, FADE, would say as little here as `fade` does on the command line
     "Grey": "grey",

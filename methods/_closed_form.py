@@ -10,8 +10,8 @@ Where C and P have few rows, R = [√s_e C; √s_p P] gives K from a smaller sys
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class System:
     """P, `(m, d)`, where `few`; else PᵀP, `(d, d)`; float64."""
     few: bool
     """Whether C and P have so few rows that the system of rows is the smaller one by far."""
+    kept_sum: Tensor
+    """Pᵀ1: `(d,)`, float64."""
     ridge: float
     erase_scale: float
     keep_scale: float
@@ -50,6 +52,11 @@ class System:
         made += self.keep_scale * self.kept_gram()
         return made
 
+    def lift(self) -> Tensor:
+        """A⁻¹ (s_e Cᵀ1 + s_p Pᵀ1), `(d,)` float64: b times this is what W gains where targets hold a bias b."""
+        rows = self.erase_scale * self.erased.sum(0) + self.keep_scale * self.kept_sum
+        return torch.cholesky_solve(rows[:, None], torch.linalg.cholesky(self.gram()))[:, 0]
+
     def factor(self) -> Tensor:
         """K = s_e C A⁻¹: `(n, d)`, float64."""
         if self.few:
@@ -62,7 +69,8 @@ class System:
         small = rows @ rows.T
         small.diagonal().add_(self.ridge)
         first = torch.eye(len(rows), len(self.erased), dtype=rows.dtype, device=rows.device)
-        return self.erase_scale**0.5 * torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
+        made: Tensor = self.erase_scale**0.5 * torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
+        return made
 
 
 @torch.no_grad()
@@ -71,7 +79,7 @@ def solve_all(
     pairs: Sequence[tuple[str, str]],
     kept: Sequence[str],
     *,
-    last_only: bool,
+    rows: str,
     ridge: float,
     erase_scale: float,
     keep_scale: float,
@@ -82,26 +90,31 @@ def solve_all(
 
     `pairs` are (erased, guide) prompts. Source: Gandikota et al. 2024, eq. 7, and the released code for the rows.
     """
-    erased, guides = _embed(backbone, [p[0] for p in pairs]), _embed(backbone, [p[1] for p in pairs])
-    projections = backbone.projections()
+    erased, guides = (_embed(backbone, [p[side] for p in pairs], rows) for side in (0, 1))
+    last_only, projections = rows != "aligned", backbone.projections()
     solvers: dict[bool, _Fast | _Reference] = {}
     for pooled in sorted({p.role == "pooled" for p in projections}):
-        rows = _pooled_rows(erased, guides) if pooled else _token_rows(erased, guides, last_only)
-        old, new = torch.cat([c for c, _ in rows]), torch.cat([g for _, g in rows])
+        found = _pooled_rows(erased, guides) if pooled else _token_rows(erased, guides, last_only)
+        old, new = torch.cat([c for c, _ in found]), torch.cat([g for _, g in found])
         each = 1 if pooled or last_only else erased.tokens.shape[1]
         few = 4 * (len(old) + each * len(kept)) < old.shape[1]  # the smaller system is less work then by far
+        gram, total = _kept(backbone, kept, old, few, pooled=pooled, rows=rows)
         system = System(
             old,
             new,
-            tuple(len(c) for c, _ in rows),
-            _kept(backbone, kept, old, few, pooled=pooled, last_only=last_only),
+            tuple(len(c) for c, _ in found),
+            gram,
             few,
+            total,
             ridge,
             erase_scale,
             keep_scale,
         )
         solvers[pooled] = _Fast(system, technique) if solver == "fast" else _Reference(system, technique)
     weights = {p.name: solvers[p.role == "pooled"](p.weight.detach()) for p in projections}
+    if technique == "doubled-bias":
+        live, lifts = backbone.tensors(), {pooled: solver.system.lift() for pooled, solver in solvers.items()}
+        weights = {p.name: _biased(weights[p.name], live, p.name, lifts[p.role == "pooled"]) for p in projections}
     changed = {p.name: weights[p.name] for p in projections if not torch.equal(weights[p.name], p.weight)}
     return changed, list(zip(erased.last.tolist(), guides.last.tolist(), strict=True))
 
@@ -113,7 +126,7 @@ class _Fast:
         self.system, self.technique = system, technique
         self.factor = system.factor()
         self.step = system.guides - system.erased  # (n, d)
-        self.merged = technique == "replace" and 2 * len(self.factor) >= self.factor.shape[1]
+        self.merged = technique != "tensor" and 2 * len(self.factor) >= self.factor.shape[1]
         if self.merged:  # so many rows that one (d, d) product for each projection is less work than two (d, n)
             self.step = self.step.T @ self.factor
         self._wide: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # rounded once for all projections
@@ -167,6 +180,14 @@ class _Reference:
         return new.to(w.dtype)
 
 
+def _biased(weight: Tensor, live: Mapping[str, Tensor], name: str, lift: Tensor) -> Tensor:
+    """The solution for targets W₀ g + b; as it is for a layer without a bias."""
+    bias = live.get(f"{name.removesuffix('.weight')}.bias")
+    if bias is None:
+        return weight
+    return (weight.double() + torch.outer(bias.double(), lift)).to(weight.dtype)
+
+
 def _along(old: Tensor, new: Tensor) -> Tensor:
     """The projection of `new` onto `old`, both taken as one long vector."""
     part: Tensor = (old * new).sum() / (old * old).sum() * old
@@ -177,10 +198,20 @@ def _split(rows: Tensor, sizes: Sequence[int], dim: int) -> Sequence[Tensor]:
     return torch.split(rows, list(sizes), dim)
 
 
-def _embed(backbone: Backbone, prompts: Sequence[str]) -> Embedding:
+def _embed(backbone: Backbone, prompts: Sequence[str], rows: str) -> Embedding:
     """All prompts, each encoded once."""
     unique = list(dict.fromkeys(prompts))
-    return backbone.embed(unique)[[unique.index(p) for p in prompts]]
+    text = backbone.embed(unique)[[unique.index(p) for p in prompts]]
+    return replace(text, last=_wrapped(text)) if rows == "last-wrapped" else text
+
+
+def _wrapped(text: Embedding) -> Tensor:
+    """`last`, but the last padding position where it is a padding position: `(batch,)`.
+
+    Released code counts tokens and takes two off, which for an empty prompt without BOS is −1, the last of all.
+    """
+    at = text.ids.gather(1, text.last[:, None])[:, 0]
+    return torch.where(at == text.ids[:, -1], text.ids.shape[1] - 1, text.last)
 
 
 def _token_rows(erased: Embedding, guides: Embedding, last_only: bool) -> list[tuple[Tensor, Tensor]]:
@@ -204,21 +235,24 @@ def _pooled_rows(erased: Embedding, guides: Embedding) -> list[tuple[Tensor, Ten
     return list(zip(erased.pooled.double()[:, None], guides.pooled.double()[:, None], strict=True))
 
 
-def _kept(backbone: Backbone, kept: Sequence[str], like: Tensor, few: bool, *, pooled: bool, last_only: bool) -> Tensor:
-    """P `(m, d)`, if `few`, or PᵀP `(d, d)` of all rows (or the last content token) of the kept prompts.
+def _kept(
+    backbone: Backbone, kept: Sequence[str], like: Tensor, few: bool, *, pooled: bool, rows: str
+) -> tuple[Tensor, Tensor]:
+    """P `(m, d)`, if `few`, or PᵀP `(d, d)`, and Pᵀ1 `(d,)`, of all rows (or the last content token) of the kept
+    prompts.
 
     Of the dtype, device and width of `like`, `(rows, d)`; never more than `_CHUNK` prompts' rows beside the result.
     """
-    chunks = (
-        _kept_rows(backbone.embed(kept[start : start + _CHUNK]), pooled=pooled, last_only=last_only).to(like)
-        for start in range(0, len(kept), _CHUNK)
-    )
+    embedded = (_embed(backbone, kept[start : start + _CHUNK], rows) for start in range(0, len(kept), _CHUNK))
+    chunks = (_kept_rows(text, pooled=pooled, last_only=rows != "aligned").to(like) for text in embedded)
     if few:
-        return torch.cat([like[:0], *chunks])
-    gram = like.new_zeros(like.shape[1], like.shape[1])
-    for rows in chunks:
-        gram += rows.T @ rows
-    return gram
+        found = torch.cat([like[:0], *chunks])
+        return found, found.sum(0)
+    gram, total = like.new_zeros(like.shape[1], like.shape[1]), like.new_zeros(like.shape[1])
+    for part in chunks:
+        gram += part.T @ part
+        total += part.sum(0)
+    return gram, total
 
 
 def _kept_rows(text: Embedding, *, pooled: bool, last_only: bool) -> Tensor:

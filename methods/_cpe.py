@@ -87,8 +87,9 @@ class Model(NamedTuple):
 
 
 def read(backbone: Backbone, dtype: torch.dtype = torch.float32) -> Model:
-    """Keys and values of all cross-attentions, in groups of one shape."""
-    weights, omega = {p.name: p.weight.detach().to(dtype) for p in backbone.projections()}, lipschitz(backbone)
+    """The projections that read text tokens, in groups of one shape."""
+    omega = lipschitz(backbone)
+    weights = {p.name: p.weight.detach().to(dtype) for p in backbone.projections() if p.name in omega}
     shapes = dict.fromkeys(w.shape for w in weights.values())
     grouped = [[n for n, w in weights.items() if w.shape == shape] for shape in shapes]
     groups = tuple(
@@ -106,10 +107,15 @@ def read(backbone: Backbone, dtype: torch.dtype = torch.float32) -> Model:
 def lipschitz(backbone: Backbone) -> dict[str, Tensor]:
     """ω of each projection: σ(W_o) for a value, σ(W_o W_v) σ(W_q) / length for a key; σ is the largest singular value.
 
-    Bounds on how far a change of keys or values moves what its attention puts out; `length` is the text's.
+    Bounds on how far a change of keys or values moves what its attention puts out; `length` is the text's. Of a flow
+    transformer's projection of text tokens, σ(W).
     """
     live, length, found = backbone.tensors(), backbone.embed([""]).tokens.shape[1], {}
     for p in backbone.projections():
+        if p.role in ("context", "pooled"):
+            if p.role == "context":
+                found[p.name] = _sigma(p.weight.double())
+            continue
         block = p.name.rsplit(".", 2)[0]
         query, value, out = (live[f"{block}.{part}.weight"].double() for part in ("to_q", "to_v", "to_out.0"))
         key = p.role == "key"

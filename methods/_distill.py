@@ -13,6 +13,9 @@ from torch import Tensor
 from benchmark.backbones.base import Backbone, Embedding, Layer, concatenate
 from benchmark.backbones.journal import Journal
 from benchmark.errors import BadInput, BenchError
+from benchmark.interface import LowRank
+from methods._loop import Keeping, minimise
+from methods._lora import LoRA
 
 _PACK = 16  # samples that walk together where the walks are made beforehand
 _KEYS_VALUES = (".to_k", ".to_v", ".add_k_proj", ".add_v_proj")  # of a U-Net's, of a flow transformer's text side
@@ -38,6 +41,13 @@ class Settings(Protocol):
     def latents_from(self) -> str: ...
     @property
     def timestep_rule(self) -> str: ...
+
+
+class Ranked(Settings, Protocol):
+    """With the one that says whether low-rank changes are trained."""
+
+    @property
+    def rank(self) -> int: ...
 
 
 class Sample(NamedTuple):
@@ -87,30 +97,74 @@ Examples = Callable[[int], Example]
 """The training data of an iteration, made when its turn comes."""
 
 
+class Distilled(NamedTuple):
+    """What training changed."""
+
+    weights: dict[str, Tensor]
+    """New values."""
+    deltas: dict[str, LowRank]
+
+
 def distill(
     backbone: Backbone,
     prompts: Sequence[str],
-    settings: Settings,
+    settings: Ranked,
     train: str,
     seed: int,
     removed: Sequence[str] | None = None,
-) -> tuple[dict[str, Tensor], list[float]]:
-    """New values of the tensors that training changed, and the loss of each iteration.
+) -> tuple[Distilled, list[float]]:
+    """What training changed, and the loss of each iteration.
 
     `removed`, where given, is what each prompt shall lose; else a prompt is itself what is erased.
 
     BenchError when a loss is not finite. All randomness comes from `seed`, through generators of our own.
     """
-    names = trained_names(backbone.layers(), train)
-    student = backbone.student(names)  # only what is trained has a second copy
-    live, before = student.tensors(), backbone.tensors()
     gone = None if removed is None else backbone.embed(removed)
     task = Task(backbone, backbone.embed(prompts), gone, backbone.embed([""]), settings)
     plan = draw(np.random.default_rng(seed), settings, len(prompts))
+    names = trained_names(backbone.layers(), train)
+    return _low_rank(task, plan, names, settings, seed) if settings.rank else _weights(task, plan, names)
+
+
+def _weights(task: Task, plan: Sequence[Sequence[Sample]], names: Sequence[str]) -> tuple[Distilled, list[float]]:
+    """Train the named tensors themselves."""
+    backbone, settings = task.frozen, task.settings
+    student = backbone.student(names)  # only what is trained has a second copy
+    live, before = student.tensors(), backbone.tensors()
     examples = beforehand(task, plan) if settings.latents_from == "frozen" else as_it_goes(task, student, plan)
     losses = fit(student, [live[n] for n in names], examples, len(plan), settings.lr, backbone.journal)
     changed = {n: live[n].detach().clone() for n in names if not torch.equal(live[n], before[n])}
-    return changed, losses
+    return Distilled(changed, {}), losses
+
+
+def _low_rank(
+    task: Task, plan: Sequence[Sequence[Sample]], names: Sequence[str], settings: Ranked, seed: int
+) -> tuple[Distilled, list[float]]:
+    """Train low-rank changes of those among the named tensors that are matrices."""
+    backbone, live = task.frozen, task.frozen.tensors()
+    base = {n: live[n] for n in names if live[n].ndim == 2}
+    lora = LoRA(base, settings.rank, scale=1.0, generator=torch.Generator().manual_seed(seed), init="gauss")
+    examples = beforehand(task, plan) if settings.latents_from == "frozen" else _walked(task, lora, plan)
+
+    def loss_at(i: int) -> Tensor:
+        example = examples(i)
+        with backbone.substituted(lora.weights()):
+            return _loss(backbone, example)
+
+    adam, keeping = torch.optim.Adam(lora.parameters(), lr=settings.lr), Keeping(backbone.journal)
+    losses = minimise("esd", lora.parameters(), loss_at, iterations=len(plan), optimizer=adam, keeping=keeping)
+    return Distilled({}, lora.deltas()), losses
+
+
+def _walked(task: Task, lora: LoRA, plan: Sequence[Sequence[Sample]]) -> Examples:
+    """Latents from the model with its changes, as they are at that iteration."""
+
+    def at(i: int) -> Example:
+        with torch.no_grad(), task.frozen.substituted(lora.weights()):
+            x = latents(task, task.frozen, plan[i])
+        return example(task, x, plan[i])
+
+    return at
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -124,6 +178,8 @@ def trained_names(layers: Iterable[Layer], train: str) -> list[str]:
 
 def _is_trained(layer: Layer, train: str) -> bool:
     reads_text = layer.part == "cross-attention" and layer.kind != "norm"
+    if train == "attention":
+        return layer.kind == "linear" and layer.part in ("cross-attention", "self-attention")
     if train == "x":
         return reads_text
     if train == "x-strict":

@@ -19,11 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from benchmark.backbones.base import Backbone, Embedding, concatenate
 from benchmark.backbones.journal import Resumable
 from benchmark.errors import BadInput, BenchError
-from benchmark.interface import Request
+from benchmark.interface import LowRank, Request
 from methods import _discriminator
 from methods._discriminator import Discriminator, Views
 from methods._loop import ends
-from methods._saliency import Elements, Look, candidates, saliency, top
+from methods._lora import LoRA
+from methods._saliency import Elements, Look, candidates, foremost, saliency, top
 
 if TYPE_CHECKING:
     from methods.fade_adv import FadeAdv
@@ -102,16 +103,20 @@ class Batch(NamedTuple):
     kept_text: Embedding
 
 
-def erase(backbone: Backbone, request: Request, settings: FadeAdv) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """New values of the tensors that training changed, and notes for the edit.
+def erase(
+    backbone: Backbone, request: Request, settings: FadeAdv
+) -> tuple[dict[str, Tensor], dict[str, LowRank], dict[str, Any]]:
+    """New values of the tensors that training changed, low-rank changes, and notes for the edit.
 
     BadInput for a window that holds no step of the sampler; BenchError when a loss is not finite. All randomness comes
     from the request's seed, through generators of our own.
     """
     streams = np.random.default_rng(request.seed).spawn(4)
+    if settings.embedded_guidance is not None:
+        backbone = backbone.at_guidance(settings.embedded_guidance)
     task = prepare(backbone, request, settings, streams[0])
     base = candidates(backbone, settings.candidates)
-    elements = Elements(base, chosen(task, base, streams[1]))
+    elements = _modules(task, base, streams[1], request.seed) if settings.rank else _elements(task, base, streams[1])
     log = train(task, elements, streams[2], streams[3])
     notes = {
         "pairs": len(task.heads),
@@ -125,7 +130,22 @@ def erase(backbone: Backbone, request: Request, settings: FadeAdv) -> tuple[dict
         **{f"preservation_{k}": v for k, v in ends(log.preservation).items()},
         **{f"discriminator_{k}": v for k, v in ends(log.discriminator).items()},
     }
-    return elements.changed(), notes
+    if isinstance(elements, Elements):
+        return elements.changed(), {}, notes
+    return {}, elements.deltas(), notes | {"modules": list(elements.base)}
+
+
+def _elements(task: Task, base: dict[str, Tensor], rng: np.random.Generator) -> Elements:
+    return Elements(base, chosen(task, base, rng))
+
+
+def _modules(task: Task, base: dict[str, Tensor], rng: np.random.Generator, seed: int) -> LoRA:
+    """Low-rank changes of the most salient matrices, as wholes."""
+    matrices = {name: w for name, w in base.items() if w.ndim == 2}
+    if task.settings.saliency < 1:
+        means = {n: float(s.mean()) for n, s in saliency(task.backbone, matrices, looks(task, rng)).items()}
+        matrices = {name: matrices[name] for name in foremost(means, task.settings.saliency)}
+    return LoRA(matrices, task.settings.rank, scale=1.0, generator=torch.Generator().manual_seed(seed))
 
 
 # --- what is fixed ----------------------------------------------------------------------------------------------------
@@ -463,7 +483,7 @@ def preservation(task: Task, batch: Batch, target: Tensor | None) -> Tensor | No
 class Contest:
     """The model's elements and the discriminator, and a step of both."""
 
-    def __init__(self, task: Task, elements: Elements, rng: np.random.Generator) -> None:
+    def __init__(self, task: Task, elements: Elements | LoRA, rng: np.random.Generator) -> None:
         s = task.settings
         self.task, self.elements = task, elements
         self.log = Log()
@@ -569,7 +589,7 @@ def met(accuracies: Sequence[float], threshold: float, checks: int) -> bool:
     return len(accuracies) >= checks and all(a <= threshold for a in accuracies[-checks:])
 
 
-def train(task: Task, elements: Elements, rng: np.random.Generator, testing: np.random.Generator) -> Log:
+def train(task: Task, elements: Elements | LoRA, rng: np.random.Generator, testing: np.random.Generator) -> Log:
     """Train the elements in place until the stop test is met or the iterations are done."""
     s, contest, journal = task.settings, Contest(task, elements, rng), task.backbone.journal
     held = {**contest.held, "testing": testing}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from benchmark.errors import BadInput, did_you_mean
 from benchmark.interface import Method
+
+HARNESS_VARIANT = MappingProxyType({"reading": "harness variant"})
+"""What the notes of an edit say where a method works in a way that its authors neither described nor released."""
 
 Replacement = Literal["empty", "anchor"]
 

@@ -74,7 +74,7 @@ def erase(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """New values of the projections that change, and notes. `pairs`: concepts and their anchors."""
     find = _mace_masks.finder(settings.mask, backbone) if row.iterations else None
-    base = {p.name: p.weight.detach() for p in backbone.projections()}
+    base = {p.name: p.weight.detach() for p in backbone.projections() if p.role != "pooled"}
     concepts = read(backbone, pairs, settings)
     kept = keep(backbone, request, settings, row)
     refined = refine(base, concepts, kept, settings, row)
@@ -85,6 +85,10 @@ def erase(
         tuned.append(moved(refined, changes))
         losses.append(ends(course))
     final = fused(base, refined, tuned, concepts, kept, settings, row)
+    if settings.where == "text":
+        [reader] = [p for p in backbone.projections() if p.role == "pooled"]
+        base[reader.name] = reader.weight.detach()
+        final = {**final, reader.name: refine_pooled(backbone, reader.weight, concepts, request, settings, row)}
     weights = {name: value.to(base[name].dtype) for name, value in final.items()}
     changed = {name: value for name, value in weights.items() if not torch.equal(value, base[name])}
     return changed, _notes(request, concepts, kept, losses, settings, row)
@@ -182,6 +186,31 @@ def refine(
     solver = Solver(stays + torch.stack([c.shared for c in concepts]).sum(0), row.ridge)
     goal = stays + torch.stack([c.crossed for c in concepts]).sum(0)
     return {name: solver(w, w.double() @ goal) for name, w in base.items()}
+
+
+def refine_pooled(
+    backbone: Backbone, weight: Tensor, concepts: Sequence[Concept], request: Request, settings: MACE, row: Row
+) -> Tensor:
+    """Stage 1 for the pooled vector: of a concept's prompts it is projected like that of the anchor's; float64."""
+    names = [p for c in concepts for p in settings.prompts(c.target, c.anchor)]
+    own, guides = torch.cat([pooled(c.text) for c in concepts]), pooled(embed(backbone, names))
+    asked = bool(row.train_scale)
+    prior = _pooled_sums(backbone, list(request.general) or [""], asked)
+    kept = Kept(prior, _pooled_sums(backbone, settings.kept(request), asked and row.domain_weight > 0))
+    stays = kept.gram(row.train_scale**2 if settings.squared_preserve else row.train_scale, settings, row)
+    solver = Solver(stays + outer(own, own), row.ridge)
+    return solver(weight, weight.double() @ (stays + outer(guides, own)))
+
+
+def pooled(text: Embedding) -> Tensor:
+    """The pooled vectors, `(batch, d)`."""
+    assert text.pooled is not None, "a pooled projection needs a pooled text vector"
+    return text.pooled
+
+
+def _pooled_sums(backbone: Backbone, prompts: Sequence[str], asked: bool) -> Cache:
+    rows = pooled(embed(backbone, prompts if asked and prompts else [""]))
+    return Cache(outer(rows, rows), len(prompts)) if asked and prompts else Cache(outer(0 * rows, rows), 0)
 
 
 def fused(

@@ -82,6 +82,13 @@ def top(scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
     return {name: rows for name, rows in chosen.items() if len(rows)}
 
 
+def foremost(means: Mapping[str, float], fraction: float) -> list[str]:
+    """Names of the highest `fraction`, at least one, in their own order; of equals at the border the first."""
+    count = max(1, round(fraction * len(means)))
+    best = sorted(means, key=lambda name: -means[name])[:count]  # stable
+    return [name for name in means if name in best]
+
+
 @final
 class Elements:
     """The chosen elements as leaves of their own, so that nothing, weight decay included, can move the others.

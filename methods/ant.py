@@ -21,6 +21,11 @@ Where the released code for one concept contradicts the paper, `mode` says who i
 (d) Adam moves the model between the gradients of a map. The paper's maps are taken here as those of the unedited model.
 The path for several concepts is the same in both modes.
 
+On flow transformers all of it is a harness variant. The stages are counted in steps of the model's own shifted
+schedule, so that z₊ is where little but noise is left, as there; answers are velocities. `multi` has factors on the
+text side of joint attention, and their sum instead of a fusion. `flux` is the variant for FLUX.1: that path also for
+one concept, with walks and answers without a second, unconditional branch, which FLUX.1 is distilled to do without.
+
 The equations are those of the released code: the paper's text was not at hand. Its table of hyperparameters (Table 6)
 gives B, the iterations and the rate; the losses' factors are the code's. Departures: float32 masters and factors
 (bfloat16 there), float64 fusion; one rule for the random numbers; prompts and caches of our own (see the fields).
@@ -36,7 +41,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, f
 
 from benchmark.errors import BadInput, did_you_mean
 from benchmark.interface import Edit, Family, Kind, LowRank, Method, Request, Target
-from methods._fields import number, one_of
+from methods._fields import HARNESS_VARIANT, number, one_of
 from methods._templates import check, filled, one_place, templates
 
 if TYPE_CHECKING:
@@ -100,6 +105,7 @@ class ANT(Method):
             "art": {"path": "multi", "row": "art"},
             "one-map": {"path": "single", "mask": "one-map"},
             "no-mask": {"path": "single", "mask": "none"},
+            "flux": {"path": "multi", "start_guidance": 1.0, "loss_guidance": 1.0},
         }
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -217,7 +223,14 @@ class ANT(Method):
         _check_targets(request)
         recipe, path = self.recipe(request), self.taken(request)
         edit = self._single if path == "single" else self._multi
-        about = {"path": path, "mode": self.mode, "row": self.table_row(request), "before_step": recipe.before_step}
+        about: dict[str, Any] = {
+            "path": path,
+            "mode": self.mode,
+            "row": self.table_row(request),
+            "before_step": recipe.before_step,
+        }
+        if backbone.family == "transformer-flow":
+            about |= HARNESS_VARIANT
         made = edit(backbone, request, recipe)
         return Edit(weights=made.weights, deltas=made.deltas, notes={**about, **made.notes})
 

@@ -15,8 +15,10 @@ trains and never uses, are not trained; templates are this harness's; anchors ar
 the nearest (as released) in all templates, its general prompts as they stand, or words of this harness where it has
 none; adversaries have a constant rate (harness default: how the release changes theirs is not known to us).
 
-U-Nets only: in flow transformers text mixes with the image from the first block on, so that residuals on keys and
-values would not be a matter of text alone.
+In flow transformers text mixes with the image from the first block on, so that residuals on keys and values are no
+matter of text alone, and `cpe` refuses. `flux` is this harness's variant for them: one residual on the projection of
+the text tokens, with the same losses and σ(W) as its Lipschitz weight; the pooled vector, which has no tokens, is left
+alone. It keeps fewer anchors, for on FLUX.1 an embedded prompt takes 8 MB.
 """
 
 from __future__ import annotations
@@ -26,15 +28,16 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from benchmark.interface import Edit, Family, Kind, Method, Request, Target
+from benchmark.interface import Edit, Family, Kind, Method, Request, Target, later
 from methods import _templates
-from methods._fields import number, one_of
+from methods._fields import HARNESS_VARIANT, number, one_of
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
 
 Setting = Literal["by-kind", "celebrity", "artist", "explicit"]
 Neutral = Literal["paper", "anchor"]
+Where = Literal["keys-values", "context"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +138,14 @@ class CPE(Method):
     version: ClassVar[int] = 1
     role: ClassVar[Literal["baseline", "erasure", "control"]] = "erasure"
     paper: ClassVar[str] = "arXiv:2506.22806"
-    families: ClassVar[frozenset[Family]] = frozenset({"unet-epsilon"})
+    families: ClassVar[frozenset[Family]] = frozenset({"unet-epsilon", "transformer-flow"})
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "celebrity": {"setting": "celebrity"},
             "artist": {"setting": "artist"},
             "explicit": {"setting": "explicit"},
             "text": {"tied_qk": False},
+            "flux": {"where": "context", "templates": "short", "nearest": 10},
         }
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -191,10 +195,14 @@ class CPE(Method):
     """Of the names to keep, so many become anchors: those nearest the concept by cosine of the whole embedding."""
     tied_qk: bool = True
     """W_k = W_q, as in the released code, whose W_k is never used; False as in the text of the paper."""
+    where: Where = later("keys-values")
+    """Where residuals stand: keys and values of a U-Net's cross-attention; or `context`, a flow transformer's
+    projection of text tokens, this harness's variant."""
 
     def __post_init__(self) -> None:
         one_of(self, "setting", Setting)
         one_of(self, "neutral", Neutral)
+        one_of(self, "where", Where)
         _templates.check(self.name, self.templates)
         for field in ("width", "rank", "stages", "first", "adversaries", "anchors"):
             if getattr(self, field) is not None:
@@ -210,13 +218,24 @@ class CPE(Method):
             number(self, field, above=True)
         number(self, "nearest", whole=True)
 
+    def refusal(self, family: Family) -> str | None:
+        if self.where == "keys-values" and family == "transformer-flow":
+            return (
+                "cpe works on ['unet-epsilon']: a flow transformer's keys and values read no text alone, and "
+                "cpe@flux is this harness's variant for it"
+            )
+        if self.where == "context" and family == "unet-epsilon":
+            return "cpe@flux works on ['transformer-flow']: on a U-Net the method is cpe itself"
+        return None
+
     def edit(self, backbone: Backbone, request: Request) -> Edit:
         from methods._cpe import train
 
         if not request.erase:
             return Edit()
         gates, notes = train(backbone, [self.task(t, request) for t in request.erase], self, request.seed)
-        return Edit(gates=gates, notes={"concepts": notes})
+        reading = HARNESS_VARIANT if self.where == "context" else {}
+        return Edit(gates=gates, notes={"concepts": notes, **reading})
 
     def task(self, target: Target, request: Request) -> Task:
         """A target's prompts and settings; anchors never hold the name of an erased concept, in any case."""

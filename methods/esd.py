@@ -7,6 +7,12 @@ With ε* the frozen model, ε_θ the student, c the concept and ∅ the empty pr
 where x_t lies on a guided trajectory towards c. Flow models have velocities in ε's place. Gandikota et al.,
 arXiv:2303.07345.
 
+Flow transformers have no released code; everything here about them is a harness variant. All variants run there, on
+velocities: `x` is then the text side of joint attention, the part that comes nearest to cross-attention. `flux` is the
+variant for FLUX.1: low-rank changes of every attention projection of both kinds of blocks, walks without a second,
+unconditional branch (dev is given its guidance as a number, schnell is distilled without), and rank, rate, steps and
+iterations of the ESD term in EraseAnything's released code (arXiv:2412.20413), the one public setting there is.
+
 Departures from the code released in 2025: float32 master weights (bfloat16 there, where many updates of its learning
 rate round away), the model's own image size (1024 there, also for 512-pixel models), DDIM steps (PNDM there).
 """
@@ -19,13 +25,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from benchmark.errors import BadInput
-from benchmark.interface import Edit, Family, Method, Request
-from methods._fields import number, one_of
+from benchmark.interface import Edit, Family, Method, Request, later
+from methods._fields import HARNESS_VARIANT, number, one_of
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
 
-Train = Literal["by-kind", "x", "x-strict", "u", "u-2025", "self", "all"]
+Train = Literal["by-kind", "x", "x-strict", "u", "u-2025", "self", "all", "attention"]
 LatentsFrom = Literal["student", "frozen"]
 TimestepRule = Literal["aligned", "alt", "compvis"]
 
@@ -58,6 +64,15 @@ class ESD(Method):
             "2025": _2025,
             "2025-x-strict": {**_2025, "train": "x-strict"},
             "2025-u": {**_2025, "train": "u-2025"},
+            "flux": {
+                "train": "attention",
+                "rank": 8,
+                "iterations": 200,
+                "lr": 1e-3,
+                "steps": 28,
+                "start_guidance": 1.0,
+                "latents_from": "frozen",
+            },
         }
     )
 
@@ -66,7 +81,7 @@ class ESD(Method):
     train: Train = "by-kind"
     """What is trained. `x`: cross-attention; `x-strict`: its keys and values alone; `u`: all but cross-attention, the
     time embedding and the output layers; `u-2025`: linear and convolution layers outside cross-attention, no norms.
-    `self`: self-attention; `all`: every linear and convolution layer.
+    `self`: self-attention; `all`: every linear and convolution layer; `attention`: all linear layers of attention.
     `by-kind`: x for styles, identities and fine-grained names, u for all else, as in the paper."""
     iterations: int = 1000
     per_concept: bool = False
@@ -91,6 +106,9 @@ class ESD(Method):
     to it, and the target is its own prediction − η [ε*(c) − ε*(∅)]. "": the concept itself is erased."""
     template: str = "{}"
     """The prompt for a name; the paper's is the plain name."""
+    rank: int = later(0)
+    """Of low-rank changes, which are trained in place of the linear weights of `train`; 0 trains these themselves, as
+    in the paper. Harness variant."""
 
     def __post_init__(self) -> None:
         for field, literal in (("train", Train), ("latents_from", LatentsFrom), ("timestep_rule", TimestepRule)):
@@ -98,6 +116,7 @@ class ESD(Method):
         for field in ("iterations", "batch"):
             number(self, field, low=1, whole=True)
         number(self, "steps", low=2, whole=True)
+        number(self, "rank", whole=True)
         number(self, "lr", above=True)
         number(self, "eta")
         number(self, "start_guidance")
@@ -113,10 +132,13 @@ class ESD(Method):
         names = [self.template.replace("{}", t.name) for t in request.erase]
         prompts, removed = ([self.erase_from] * len(names), names) if self.erase_from else (names, None)
         settings = replace(self, iterations=self.iterations * len(names)) if self.per_concept else self
-        weights, losses = distill(backbone, prompts, settings, train, request.seed, removed)
+        made, losses = distill(backbone, prompts, settings, train, request.seed, removed)
         tail = max(1, len(losses) // 10)
         first, last = sum(losses[:tail]) / tail, sum(losses[-tail:]) / tail
-        return Edit(weights=weights, notes={"train": train, "prompts": prompts, "loss_first": first, "loss_last": last})
+        notes: dict[str, Any] = {"train": train, "prompts": prompts, "loss_first": first, "loss_last": last}
+        if backbone.family == "transformer-flow" or self.rank:
+            notes |= HARNESS_VARIANT
+        return Edit(weights=made.weights, deltas=made.deltas, notes=notes)
 
     def trained(self, request: Request) -> str:
         """The set of layers that `by-kind` stands for; mixed requests take u."""

@@ -13,6 +13,10 @@ The losses and K are known to us through summaries of the paper, and we know of 
 default: λ, δ, rank and place of the modules, iterations, learning rate, prompts, and the choice of x_t: the noised
 image of the concept that the trained prompt names, at one (t, noise) for all terms of a step. Squared norms are means
 over elements, so that δ does not depend on the size of the images.
+
+On flow transformers all of it is a harness variant: at one (x_t, t), distances of velocities and of the noise that they
+imply differ by a factor of t alone, and modules stand on all projections of joint attention. `flux` is the variant for
+FLUX.1: images of the concepts come without a second, unconditional branch, in its own 28 steps.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from benchmark.errors import BadInput
 from benchmark.interface import Edit, Family, Method, Request, Target
-from methods._fields import number
+from methods._fields import HARNESS_VARIANT, number
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
@@ -46,6 +50,7 @@ class FADE(Method):
             "no-erasing": {"lambda_erasing": 0.0},
             "no-guidance": {"lambda_guidance": 0.0},
             "no-adjacency": {"lambda_adjacency": 0.0},
+            "flux": {"guidance": 1.0, "steps": 28},
         }
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 3, "steps": 3, "images": 2, "lr": 1e-3})
@@ -107,7 +112,8 @@ class FADE(Method):
         adjacent, source = self.adjacent(target, request)
         prompts = [self.template.replace("{}", name) for name in (target.name, *adjacent)]
         deltas, notes = train(backbone, prompts, self, request.seed)
-        return Edit(deltas=deltas, notes={"adjacent": list(adjacent), "adjacent_from": source, **notes})
+        reading = HARNESS_VARIANT if backbone.family == "transformer-flow" else {}
+        return Edit(deltas=deltas, notes={"adjacent": list(adjacent), "adjacent_from": source, **notes, **reading})
 
     def adjacent(self, target: Target, request: Request) -> tuple[tuple[str, ...], str]:
         """A and where it is from: `neighbourhood`, or the first of `keep` where the data set has no neighbourhood;

@@ -16,8 +16,11 @@ ImageNet's statistics there); hyphens in names stay. The domain's captions are u
 names in the same templates. The prior is summed over the request's general prompts, and weighted as COCO's captions are
 there.
 
-Flow transformers are refused: they have no cross-attention whose maps the second stage could lower, and the first
-stage alone leaves the concept's own tokens as they are.
+On flow transformers keys and values read text that has mixed with the image, at a time: they are no closed form's
+matter, and `mace` refuses. `flux` is this harness's variant for them: all three stages on the projection of the text
+tokens, the one map that reads text alone (`where`). Its LoRA brings down what the image's rows of joint attention give
+to the concept's tokens, in all blocks. The vector of pooled text, which is CLIP's end token, is refined like an end
+token, by the first stage's solve on its own projection. Times are the flow's, of the same numbers.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from benchmark.errors import BadInput
-from benchmark.interface import Edit, Family, Method, Request, Target
+from benchmark.interface import Edit, Family, Method, Request, Target, later
 from methods import _templates
-from methods._fields import number, one_of
+from methods._fields import HARNESS_VARIANT, number, one_of
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
@@ -40,6 +43,7 @@ Mask = Literal["none", "ones", "segmenter"]
 Times = Literal["by-setting", "importance", "uniform"]
 Fusion = Literal["closed-form", "mean"]
 Loss = Literal["released", "paper"]
+Where = Literal["cross-attention", "text"]
 
 _IMAGE = {"style": "a photo in the style of {}", "*": "a photo of the {}"}  # as released
 
@@ -77,7 +81,7 @@ class MACE(Method):
     version: ClassVar[int] = 1
     role: ClassVar[Literal["baseline", "erasure", "control"]] = "erasure"
     paper: ClassVar[str] = "arXiv:2403.06135"
-    families: ClassVar[frozenset[Family]] = frozenset({"unet-epsilon"})
+    families: ClassVar[frozenset[Family]] = frozenset({"unet-epsilon", "transformer-flow"})
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "object": {"setting": "object"},
@@ -88,6 +92,7 @@ class MACE(Method):
             "cfr-only": {"iterations": 0},
             "mean-uniform": {"fusion": "mean", "times": "uniform"},
             "uniform": {"times": "uniform"},
+            "flux": {"where": "text", "image_guidance": 1.0, "image_steps": 28},
         }
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 3, "images": 2, "image_steps": 3})
@@ -138,9 +143,12 @@ class MACE(Method):
     """The same in place of the request's kept names in the templates."""
     fusion: Fusion = "closed-form"
     """`mean`: the mean of the LoRAs on the refined weights, the paper's naive fusion."""
+    where: Where = later("cross-attention")
+    """What is edited: keys and values of a U-Net's cross-attention; or `text`, a flow transformer's projections of text
+    tokens and of the pooled vector. Harness variant."""
 
     def __post_init__(self) -> None:
-        literals = {"setting": Setting, "mask": Mask, "times": Times, "fusion": Fusion, "loss": Loss}
+        literals = {"setting": Setting, "mask": Mask, "times": Times, "fusion": Fusion, "loss": Loss, "where": Where}
         for field, literal in literals.items():
             one_of(self, field, literal)
         for field in ("rank", "images", "image_steps"):
@@ -167,6 +175,16 @@ class MACE(Method):
             if getattr(self, field) is not None:
                 number(self, field)
 
+    def refusal(self, family: Family) -> str | None:
+        if self.where == "cross-attention" and family == "transformer-flow":
+            return (
+                "mace works on ['unet-epsilon']: a flow transformer's keys and values read no text alone, and "
+                "mace@flux is this harness's variant for it"
+            )
+        if self.where == "text" and family == "unet-epsilon":
+            return "mace@flux works on ['transformer-flow']: on a U-Net the method is mace itself"
+        return None
+
     def edit(self, backbone: Backbone, request: Request) -> Edit:
         """BadInput for a concept without a name or an anchor; Missing for a cache or a segmenter that is not there."""
         from methods._mace import erase
@@ -174,7 +192,13 @@ class MACE(Method):
         if not request.erase:
             return Edit()
         pairs = [(target, self.anchor_of(target)) for target in request.erase]
+        if self.where == "text" and (self.prior_cache or self.domain_cache):
+            raise BadInput(
+                "mace@flux: a file of sums holds those of tokens alone, and the pooled vector's are needed too"
+            )
         weights, notes = erase(backbone, request, pairs, self, self.settled(request))
+        if self.where == "text":
+            notes |= HARNESS_VARIANT
         return Edit(weights=weights, notes=notes)
 
     def anchor_of(self, target: Target) -> str:

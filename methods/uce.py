@@ -5,8 +5,12 @@ projections of the tokens and of the pooled vector), over rows c of erased, g of
 
     s_e Σ ‖W c − W₀ g‖²  +  s_p Σ ‖W k − W₀ k‖²  +  λ ‖W − W₀‖²
 
-Two generations of released code differ in which rows these are; see `rows` and `variants`. Biases take no part: the
-released code for FLUX puts the layer's bias into the target of the weight, which the edited layer then adds again.
+Two generations of released code differ in which rows these are; see `rows` and `variants`.
+
+On FLUX the two projections have biases, which take no part in the formula above. The released code for FLUX, variant
+`flux`, takes the layer's whole output W₀ g + b as the target of the weight alone, so that the edited layer, which adds
+b again, gives W₀ g + 2b (`technique` doubled-bias); and it reads an empty prompt at T5's last padding position (`rows`
+last-wrapped). `2025` is the same with both put right.
 """
 
 from __future__ import annotations
@@ -22,11 +26,15 @@ from methods._fields import number, one_of
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
 
-Rows = Literal["aligned", "last"]
+Rows = Literal["aligned", "last", "last-wrapped"]
 Guide = Literal["unconditional", "anchor", "by-kind"]
 Preserve = Literal["request", "none"]
-Technique = Literal["replace", "tensor"]
+Technique = Literal["replace", "tensor", "doubled-bias"]
 Solver = Literal["fast", "reference"]
+
+_2025: Mapping[str, Any] = MappingProxyType(
+    {"rows": "last", "preserve_scale": 1.0, "preserve_empty": False, "guide": "by-kind", "templated_guides": True}
+)
 
 _STYLE = ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}")
 _OBJECT = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
@@ -42,7 +50,8 @@ class Pair(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class UCE(Method):
-    """Defaults are those of the paper's code (September 2023); `2025` is the authors' rewrite for diffusers."""
+    """Defaults are those of the paper's code (September 2023); `2025` is the authors' rewrite for diffusers, and `flux`
+    what that does on FLUX."""
 
     name: ClassVar[str] = "uce"
     version: ClassVar[int] = 2  # products in another order: other bits
@@ -52,19 +61,15 @@ class UCE(Method):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "2023": {},
-            "2025": {
-                "rows": "last",
-                "preserve_scale": 1.0,
-                "preserve_empty": False,
-                "guide": "by-kind",
-                "templated_guides": True,
-            },
+            "2025": _2025,
+            "flux": {**_2025, "rows": "last-wrapped", "technique": "doubled-bias"},
         }
     )
 
     rows: Rows = "aligned"
     """`aligned`: the last content token, the end token and all padding of an erased prompt, each to the guide's; all
-    rows of a kept prompt. `last`: the last content token alone (the empty prompt's first), of kept prompts too."""
+    rows of a kept prompt. `last`: the last content token alone (the empty prompt's first), of kept prompts too.
+    `last-wrapped`: the same, but of an empty prompt without BOS (T5's) the last position of all."""
     ridge: float = 0.5
     """λ: pulls the solve towards no edit."""
     erase_scale: float = 1.0
@@ -77,7 +82,8 @@ class UCE(Method):
     guide: Guide = "unconditional"
     """`by-kind`: "art" for styles, the empty prompt for all else."""
     technique: Technique = "replace"
-    """`tensor`: take the erased direction itself out of the guide's outputs."""
+    """`tensor`: take the erased direction itself out of the guide's outputs. `doubled-bias`: targets hold the layer's
+    bias, which the layer then adds again, as released for FLUX."""
     with_templates: bool = False
     """Erase five phrases a name as well, of styles ("painting by …") or else of objects ("image of …")."""
     templated_guides: bool = False
@@ -99,6 +105,11 @@ class UCE(Method):
         if self.preserve_scale is not None:
             number(self, "preserve_scale")
 
+    def refusal(self, family: Family) -> str | None:
+        if self.technique == "doubled-bias" and family != "transformer-flow":
+            return "uce's doubled bias works on ['transformer-flow']: keys and values of a U-Net have no bias"
+        return None
+
     def edit(self, backbone: Backbone, request: Request) -> Edit:
         from methods._closed_form import solve_all
 
@@ -110,7 +121,7 @@ class UCE(Method):
             backbone,
             pairs,
             kept,
-            last_only=self.rows == "last",
+            rows=self.rows,
             ridge=self.ridge,
             erase_scale=self.erase_scale,
             keep_scale=scale,

@@ -11,13 +11,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from benchmark import edits
+from benchmark import edits, registry
 from benchmark.backbones.base import Backbone
 from benchmark.backbones.random_models import random_flux, random_unet, unet_components
 from benchmark.backbones.unet import UNetBackbone
 from benchmark.errors import BadInput, BenchError
 from benchmark.interface import Request, Target
 from methods import _distill
+from methods._lora import LoRA
 from methods.esd import ESD
 
 CAT = Target(name="cat")
@@ -257,3 +258,76 @@ def test_iterations_per_concept_are_as_many_times_the_iterations(backbone: Backb
     alone = replace(REQUEST, erase=(CAT,))
     counted = edits.make(replace(SHORT, per_concept=True), backbone, alone)
     assert edits.edit_hash(counted) == edits.edit_hash(edits.make(SHORT, backbone, alone))
+
+
+# --- on FLUX ----------------------------------------------------------------------------------------------------------
+FLUX = replace(ESD(**ESD.variants["flux"]), iterations=6, steps=4, lr=1e-3)
+
+
+def test_flux_changes_the_attention_projections_by_low_ranks_and_nothing_else() -> None:
+    flux = random_flux()
+    edit = edits.make(FLUX, flux, REQUEST)
+    double = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    names = {f"transformer.transformer_blocks.0.attn.{part}.weight" for part in double}
+    names |= {f"transformer.single_transformer_blocks.0.attn.{part}.weight" for part in ("to_q", "to_k", "to_v")}
+    assert not edit.weights and set(edit.deltas) == names
+    assert {(up.shape[1], down.shape[0]) for up, down in edit.deltas.values()} == {(8, 8)}
+    assert edit.notes["reading"] == "harness variant"
+    assert "reading" not in edits.make(SHORT, random_unet(), REQUEST).notes
+
+
+@pytest.mark.parametrize("dev", [False, True])
+def test_the_loss_of_low_rank_training_is_the_formula_on_velocities(dev: bool) -> None:
+    """‖v_θ(x, t, c) − (v(∅) − η[v(c) − v(∅)])‖², in float64 with W + U D written out, along our own training."""
+    flux = random_flux(dtype=torch.float64, guidance_embeds=dev)
+    work, live = task(flux, replace(FLUX, eta=1.5)), flux.tensors()
+    base = {n: live[n] for n in _distill.trained_names(flux.layers(), "attention") if live[n].ndim == 2}
+    lora = LoRA(base, 2, scale=1.0, generator=torch.Generator().manual_seed(1))
+    for up in lora.up.values():
+        up.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+    x, t = flux.noise([1, 2]).double(), flux.timesteps(4)[2]
+    item = _distill.example(work, x, [_distill.Sample(c, 0, 0, 2, 4, 2) for c in (0, 1)])
+    with flux.substituted(lora.weights()):
+        ours = _distill._loss(flux, item).item()
+    changed = {n: w + lora.up[n].detach().double() @ lora.down[n].detach().double() for n, w in base.items()}
+    with torch.no_grad():
+        null, concept = (flux.predict(x, t, flux.embed(p)) for p in (["", ""], ["cat", "dog"]))
+        with flux.substituted(changed):
+            student = flux.predict(x, t, flux.embed(["cat", "dog"]))
+    truth = (student - (null - 1.5 * (concept - null))).square().mean().item()
+    assert ours == pytest.approx(truth, rel=1e-6)
+
+
+def test_low_rank_training_lowers_the_loss_and_starts_at_the_model() -> None:
+    flux = random_flux()
+    edit = edits.make(replace(FLUX, iterations=60, batch=4), flux, replace(REQUEST, erase=(CAT,)))
+    assert edit.notes["loss_last"] < 0.9 * edit.notes["loss_first"]
+    unseen = _distill.example(task(flux, FLUX), flux.noise([99]), [_distill.Sample(0, 99, 0, 0, 4, 0)])
+    with torch.no_grad():
+        before = flux.predict(unseen.x, unseen.t, unseen.text)
+        with edits.apply(flux, edit):
+            after = flux.predict(unseen.x, unseen.t, unseen.text)
+    assert (after - unseen.target).norm() < (before - unseen.target).norm()
+
+
+def test_walks_of_the_flux_variant_have_no_second_branch() -> None:
+    """One prediction a step of the walk, two for the target, one that is trained; the guidance is embedded in dev."""
+    edit = edits.make(FLUX, random_flux(), REQUEST)
+    samples = [s for part in _distill.draw(np.random.default_rng(REQUEST.seed), FLUX, 2) for s in part]
+    assert edit.cost.denoiser_forwards == sum(s.stop - s.start + 3 for s in samples)
+
+
+def test_low_rank_walks_follow_the_trained_model() -> None:
+    flux = random_flux()
+    for lr, same in ((1e-12, True), (3e-2, False)):
+        frozen, student = (
+            edits.make(replace(FLUX, lr=lr, latents_from=who), flux, REQUEST).notes["loss_last"]  # type: ignore[arg-type]
+            for who in ("frozen", "student")
+        )
+        assert (student == pytest.approx(frozen, rel=1e-4)) == same
+
+
+def test_a_rank_that_is_not_used_leaves_keys_and_records_as_they_were() -> None:
+    assert "rank" not in registry.resolve("esd").fields
+    assert registry.resolve("esd@flux").fields["rank"] == 8
+    assert registry.resolve("esd", passed={"rank": 2}).fields["rank"] == 2

@@ -50,8 +50,10 @@ CASES: list[tuple[str, dict[str, Any], Request, edits.Strategy]] = [
     ("fade_adv", {"refresh": 3, "d_steps": 2, "saliency": 1.0}, ONE, "joint"),
     ("fade_adv", {"removal": "match"}, TWO, "sequential"),
     ("cpe", {}, TWO, "joint"),
+    ("esd", {"iterations": 4, "rank": 2}, ONE, "joint"),
+    ("erase_anything", {"iterations": 4}, ONE, "joint"),
 ]
-TRAINED = {"esd", "mace", "ant", "fade_fg", "fade_adv", "cpe"}
+TRAINED = {"esd", "mace", "ant", "fade_fg", "fade_adv", "cpe", "erase_anything"}
 
 
 class Stop(BaseException):

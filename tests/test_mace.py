@@ -601,9 +601,11 @@ def test_an_anchor_for_all(backbone: Backbone) -> None:
     assert [c["anchor"] for c in edit.notes["concepts"]] == ["plant", "plant"]
 
 
-def test_flow_models_are_refused() -> None:
-    with pytest.raises(BadInput, match="mace works on .*unet-epsilon.*transformer-flow"):
+def test_flow_models_are_refused_but_for_their_variant() -> None:
+    with pytest.raises(BadInput, match="mace works on .*unet-epsilon.*mace@flux.*transformer-flow"):
         edits.make(SHORT, random_flux(), REQUEST)
+    with pytest.raises(BadInput, match="mace@flux works on .*transformer-flow.*unet-epsilon"):
+        edits.make(replace(SHORT, where="text"), random_unet(), REQUEST)
 
 
 def test_divergence_names_the_iteration(backbone: Backbone) -> None:

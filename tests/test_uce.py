@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmark import edits
 from benchmark.backbones.base import Backbone
 from benchmark.backbones.random_models import random_flux, random_unet
+from benchmark.errors import BadInput
 from benchmark.interface import Request, Target
 from methods._closed_form import System, _Fast
 from methods.uce import UCE, Pair
@@ -203,3 +205,71 @@ def test_half_precision_keeps_its_dtype() -> None:
     backbone = random_unet(dtype=torch.bfloat16)
     edit = UCE().edit(backbone, Request(erase=(CAT,)))
     assert {v.dtype for v in edit.weights.values()} == {torch.bfloat16}
+
+
+# --- as released for FLUX ---------------------------------------------------------------------------------------------
+def biased(backbone: Backbone, method: UCE, request: Request) -> dict[str, Tensor]:
+    """The released target, the layer's whole output, in float64: row by row, layer by layer."""
+    live, new = backbone.tensors(), {}
+    for p in backbone.projections():
+        w, b = p.weight.double(), live[p.name.replace(".weight", ".bias")].double()
+        left, right = method.ridge * w, method.ridge * torch.eye(w.shape[1], dtype=torch.float64)
+
+        def row(prompt: str, role: str = p.role) -> Tensor:
+            text = backbone.embed([prompt])
+            if role == "pooled":
+                assert text.pooled is not None
+                return text.pooled[0].double()
+            return text.tokens[0, int((text.ids != 0).sum()) - 2].double()  # padding is 0; all content and one EOS
+
+        for pair in method.pairs(request):
+            left = left + torch.outer(w @ row(pair.guide) + b, row(pair.erased))
+            right = right + torch.outer(row(pair.erased), row(pair.erased))
+        for name in method.kept(request):
+            left = left + torch.outer(w @ row(name) + b, row(name))
+            right = right + torch.outer(row(name), row(name))
+        new[p.name] = torch.linalg.solve(right.T, left.T).T
+    return new
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_flux_is_the_released_formula_with_its_bias_twice(anchored: bool) -> None:
+    flux, request = random_flux(), Request(erase=(CAT, SHIP), keep=("dog", "blue bird"))
+    fields = {**UCE.variants["flux"], "guide": "anchor" if anchored else "unconditional"}
+    method = UCE(**fields)
+    truth, found = biased(flux, method, request), method.edit(flux, request).weights
+    slow = UCE(**fields, solver="reference").edit(flux, request).weights
+    for name, w in originals(flux).items():
+        assert (found[name] - truth[name]).norm() < 1e-5 * truth[name].norm()
+        assert (found[name] - truth[name]).norm() < 1e-4 * (truth[name] - w).norm()
+        assert (slow[name] - truth[name]).norm() < 1e-2 * (truth[name] - w).norm()
+
+
+@pytest.mark.parametrize(("technique", "times"), [("replace", 1), ("doubled-bias", 2)])
+def test_what_the_edited_layer_of_flux_puts_out(technique: str, times: int) -> None:
+    """With little ridge: the guide's output, to which the released target adds the bias once more. Kept names too."""
+    flux = random_flux()
+    method = UCE(rows="last", guide="anchor", ridge=1e-7, preserve_scale=1.0, preserve_empty=False, technique=technique)  # type: ignore[arg-type]
+    new, live = method.edit(flux, Request(erase=(CAT,), keep=("horse",))).weights, flux.tensors()
+    for p in flux.projections():
+        bias = live[p.name.replace(".weight", ".bias")]
+        for prompt, wanted in (("cat", "animal"), ("horse", "horse")):
+            at, target = (kept_rows(flux, text, p.role, "last")[0].float() for text in (prompt, wanted))
+            out = new[p.name] @ at + bias
+            torch.testing.assert_close(out, p.weight @ target + times * bias, atol=2e-3, rtol=0)
+
+
+def test_an_empty_prompt_is_read_at_its_end_as_released() -> None:
+    flux, request = random_flux(), Request(erase=(CAT,))
+    [wrapped] = UCE(**UCE.variants["flux"]).edit(flux, request).notes["pairs"]
+    [first] = UCE(**UCE.variants["2025"]).edit(flux, request).notes["pairs"]
+    assert (wrapped["guide"], wrapped["guide_token"], first["guide_token"]) == ("", 23, 1)
+    assert wrapped["token"] == first["token"]
+    unet = random_unet()  # its empty prompt has a BOS
+    same = [UCE(rows=r).edit(unet, request) for r in ("last", "last-wrapped")]  # type: ignore[arg-type]
+    assert all(torch.equal(same[0].weights[n], w) for n, w in same[1].weights.items())
+
+
+def test_the_doubled_bias_makes_no_sense_without_biases() -> None:
+    with pytest.raises(BadInput, match="uce's doubled bias works on .*no bias; random-unet is unet-epsilon"):
+        edits.make(UCE(**UCE.variants["flux"]), random_unet(), Request(erase=(CAT,)))

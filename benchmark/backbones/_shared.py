@@ -188,6 +188,29 @@ def attached(modules: Mapping[str, nn.Module], changes: Mapping[str, Change]) ->
             handle.remove()
 
 
+@contextmanager
+def recording(
+    attentions: Mapping[str, Any], layers: Collection[str] | None, recorder: Callable[[list[Tensor]], Any]
+) -> Iterator[list[Tensor]]:
+    """While the block runs, the named attentions (None: all) compute with recorders, which append to the list.
+
+    `recorder(list)` makes an attention processor. BadInput for a layer that is not among the attentions.
+    """
+    for name in layers or ():
+        if name not in attentions:
+            raise BadInput(did_you_mean(name, attentions, "attention layer"))
+    maps: list[Tensor] = []
+    chosen = [module for name, module in attentions.items() if layers is None or name in layers]
+    before = [module.processor for module in chosen]
+    try:
+        for module in chosen:
+            module.set_processor(recorder(maps))
+        yield maps
+    finally:
+        for module, processor in zip(chosen, before, strict=True):
+            module.set_processor(processor)
+
+
 # --- text that is read again and again ------------------------------------------------------------------------
 
 

@@ -189,11 +189,27 @@ class Backbone(abc.ABC):
         """
 
     @abc.abstractmethod
-    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
-        """While the block runs, every prediction appends its cross-attention maps, softmax(QKᵀ/√d), to the list.
+    def attention_layers(self) -> list[str]:
+        """Dotted names of the attentions that read text, in module order: what `attention_maps` can record."""
 
-        One float32 map `(batch, heads, pixels, length)` a layer, in module order; differentiable. `BadInput` for a
-        family without cross-attention proper.
+    @abc.abstractmethod
+    def attention_maps(
+        self, layers: Collection[str] | None = None, *, text_rows: bool = False
+    ) -> AbstractContextManager[list[Tensor]]:
+        """While the block runs, every prediction appends its attention to the text, softmax(QKᵀ/√d), to the list.
+
+        One float32 map `(batch, heads, pixels, length)` a layer, in module order; differentiable. `layers` are some of
+        `attention_layers`; None is all. Rows are the image's queries. Where image and text attend jointly they sum to
+        less than 1, for the image's own columns are left out; `text_rows` puts the text's queries before them,
+        `(batch, heads, length + pixels, length)`. `BadInput` for a layer that is not there, or for `text_rows` where
+        text does not ask.
+        """
+
+    @abc.abstractmethod
+    def at_guidance(self, guidance: float) -> Backbone:
+        """A view whose guidance embedding is given this number, sharing everything else; itself where there is none.
+
+        Not classifier-free guidance (see `guided`), of which it is a distilled form: one prediction a step.
         """
 
     @abc.abstractmethod

@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, final
+from typing import Any, final, get_args
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from benchmark.backbones import _shared
+from benchmark.backbones import _shared, placement
 from benchmark.backbones.base import Backbone, Change, Counts, Embedding, Layer, Part, Projection
 from benchmark.backbones.kernels import Launch, Launcher
-from benchmark.errors import BadInput
+from benchmark.errors import BadInput, did_you_mean
 from benchmark.interface import Family
+from benchmark.speed import Offload
 
 _TIME_SCALE = 1000  # times are σ·1000, as the pipeline hands them on
+_HOME = torch.device("cpu")  # where what is off the device lies
 
 
 @final
@@ -32,6 +35,11 @@ class FluxBackbone(Backbone):
     Two guidances exist. `Backbone.guided` is true classifier-free guidance, two predictions a step. Models with a
     guidance embedding (FLUX.1-dev) also take a number as input, `guidance`, in every prediction; other models
     ignore it. Sampling FLUX.1-dev as published is `guidance=3.5` here and a classifier-free guidance of 1.
+
+    `offload` and `checkpointing` make a large model fit, and change no bit (see `benchmark.backbones.placement`).
+    Offload `text`: the text encoders are on the device only while they encode. `blocks`: the transformer's blocks too
+    come one at a time; such a model makes images and trains nothing. Checkpointing: blocks keep no activations for the
+    way back, and compute them again, except while attention is recorded.
     """
 
     family: Family = "transformer-flow"
@@ -52,14 +60,22 @@ class FluxBackbone(Backbone):
         device: torch.device | str = "cpu",
         size: tuple[int, int] | None = None,
         guidance: float = 3.5,
+        offload: Offload = "none",
+        checkpointing: bool = False,
     ) -> None:
+        if offload not in get_args(Offload):
+            raise BadInput(did_you_mean(offload, get_args(Offload), "offload"))
         self.name = name
         self.device = torch.device(device)
         self.dtype = transformer.dtype
         self.guidance = guidance
-        self._transformer = _shared.settle(transformer, self.device)
-        self._text_encoder = _shared.settle(text_encoder, self.device)
-        self._text_encoder_2 = _shared.settle(text_encoder_2, self.device)
+        self.offload: Offload = offload
+        self._text_home = self.device if offload == "none" else _HOME
+        self._transformer = self._settled(transformer)
+        if checkpointing:
+            self._transformer.enable_gradient_checkpointing(placement.recomputed)
+        self._text_encoder = _shared.settle(text_encoder, self._text_home)
+        self._text_encoder_2 = _shared.settle(text_encoder_2, self._text_home)
         self._vae = _shared.settle(vae, self.device)
         self._tokenizer, self._tokenizer_2 = tokenizer, tokenizer_2
         self._pooled_length: int = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
@@ -71,6 +87,17 @@ class FluxBackbone(Backbone):
         self._meter = _shared.Meter()
         self._substitutes = _shared.Substitutes("transformer")
         self._launcher = Launcher()
+
+    def _settled(self, transformer: Any) -> Any:
+        """On the device, or only what is not in a block where these are streamed."""
+        if self.offload != "blocks":
+            return _shared.settle(transformer, self.device)
+        settled = _shared.settle(transformer, _HOME)
+        for name, part in settled.named_children():
+            if name not in _BLOCKS:
+                part.to(self.device)
+        placement.Streamed([*settled.transformer_blocks, *settled.single_transformer_blocks], self.device)
+        return settled
 
     def _shape(self, size: tuple[int, int] | None) -> None:
         config = self._vae.config
@@ -98,8 +125,11 @@ class FluxBackbone(Backbone):
         ids, mask = (part.to(self.device) for part in _shared.tokenize(self._tokenizer_2, prompts, self._length))
         clip_ids, _ = _shared.tokenize(self._tokenizer, prompts, self._pooled_length)
         self._meter.text(len(ids))
-        states = self._text_encoder_2(ids).last_hidden_state.to(self.dtype)
-        pooled = self._text_encoder(clip_ids.to(self.device)).pooler_output.to(self.dtype)
+        # one after the other, so that the larger is never there beside the smaller
+        with placement.visiting([self._text_encoder_2], self.device, self._text_home):
+            states = self._text_encoder_2(ids).last_hidden_state.to(self.dtype)
+        with placement.visiting([self._text_encoder], self.device, self._text_home):
+            pooled = self._text_encoder(clip_ids.to(self.device)).pooler_output.to(self.dtype)
         used = mask.sum(1)  # content and one EOS
         return Embedding(states, pooled, ids, torch.where(used > 1, used - 2, used))
 
@@ -251,6 +281,7 @@ class FluxBackbone(Backbone):
 
     def student(self, names: Collection[str] | None = None) -> FluxBackbone:
         """See the base."""
+        self._check_trainable()
         twin = copy.copy(self)
         twin._substitutes = self._substitutes.own(self._transformer, names)
         twin._launcher = Launcher()  # a recording would read the weights of the model that it was made with
@@ -263,8 +294,18 @@ class FluxBackbone(Backbone):
         twin._shape(size)
         return twin
 
+    def at_guidance(self, guidance: float) -> FluxBackbone:
+        """See the base."""
+        if not self._transformer.config.guidance_embeds or guidance == self.guidance:
+            return self
+        twin = copy.copy(self)
+        twin.guidance = guidance
+        return twin
+
     def use(self, launch: Launch) -> None:
         """See the base."""
+        if launch != "eager" and self.offload == "blocks":
+            raise BadInput(f"blocks that come to the device one at a time are launched one by one, got {launch}")
         self._launcher.use(launch, self._transformer, self.device)
 
     @property
@@ -275,8 +316,13 @@ class FluxBackbone(Backbone):
     @contextmanager
     def substituted(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """See the base."""
+        self._check_trainable()
         with self._launcher.held(), self._substitutes.given(self._transformer, tensors):
             yield
+
+    def _check_trainable(self) -> None:
+        if self.offload == "blocks":
+            raise BadInput(f"{self.name} has its blocks off the device: so it makes images, and trains nothing")
 
     @contextmanager
     def attached(self, changes: Mapping[str, Change]) -> Iterator[None]:
@@ -297,13 +343,92 @@ class FluxBackbone(Backbone):
         """See the base; keys and values proper depend on the time here, and are not kept."""
         return _shared.remembering(self._readers().values()) if self._launcher.remembers else nullcontext()
 
-    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
-        """`BadInput`: image and text attend jointly here."""
-        raise BadInput(f"{self.name} has joint attention of image and text, not cross-attention: it has no such maps")
+    def attention_layers(self) -> list[str]:
+        """See the base; the joint attentions, of double-stream blocks first, then of single-stream ones."""
+        return list(self._attentions())
+
+    def _attentions(self) -> dict[str, Any]:
+        return {
+            f"transformer.{kind}.{i}.attn": block.attn
+            for kind in _BLOCKS
+            for i, block in enumerate(getattr(self._transformer, kind))
+        }
+
+    @contextmanager
+    def attention_maps(
+        self, layers: Collection[str] | None = None, *, text_rows: bool = False
+    ) -> Iterator[list[Tensor]]:
+        """See the base; T5's positions are the columns, CLIP's vector takes no part.
+
+        Activations are kept meanwhile, checkpointing or not: an attention that was computed again would be recorded
+        again.
+        """
+        tokens, checkpointing = self.latent_shape[0], self._transformer.gradient_checkpointing
+
+        def recorder(maps: list[Tensor]) -> _Recorder:
+            return _Recorder(maps, pixels=tokens, text_rows=text_rows)
+
+        self._transformer.gradient_checkpointing = False
+        try:
+            with self._launcher.held(), _shared.recording(self._attentions(), layers, recorder) as maps:
+                yield maps
+        finally:
+            self._transformer.gradient_checkpointing = checkpointing
 
     def counting(self) -> AbstractContextManager[Counts]:
         """See the base."""
         return self._meter.counting()
+
+
+_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+
+
+class _Recorder:
+    """Joint attention with its probabilities kept: what diffusers' own processor computes, without the fused kernel."""
+
+    def __init__(self, maps: list[Tensor], *, pixels: int, text_rows: bool) -> None:
+        self._maps, self._pixels, self._text_rows = maps, pixels, text_rows
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Of a double-stream block image and text apart, of a single-stream one both as one sequence, text first."""
+        query, key, value = _joint(attn, hidden_states, encoder_hidden_states)
+        if image_rotary_emb is not None:
+            query, key = (apply_rotary_emb(part, image_rotary_emb, sequence_dim=1) for part in (query, key))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        weights = (query.float() @ key.float().mT / attn.head_dim**0.5).softmax(-1)
+        length = weights.shape[-1] - self._pixels
+        self._maps.append(weights[:, :, 0 if self._text_rows else length :, :length])
+        out: Tensor = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return out
+        text, image = out[:, :length], out[:, length:]
+        return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)
+
+
+def _joint(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values `(batch, length + pixels, heads, width)`, queries and keys normalised."""
+
+    def heads(linear: Any, states: Tensor) -> Tensor:
+        split: Tensor = linear(states).unflatten(-1, (-1, attn.head_dim))
+        return split
+
+    parts = attn.norm_q(heads(attn.to_q, image)), attn.norm_k(heads(attn.to_k, image)), heads(attn.to_v, image)
+    if text is None:
+        return parts
+    added = (
+        attn.norm_added_q(heads(attn.add_q_proj, text)),
+        attn.norm_added_k(heads(attn.add_k_proj, text)),
+        heads(attn.add_v_proj, text),
+    )
+    query, key, value = (torch.cat([a, b], dim=1) for a, b in zip(added, parts, strict=True))
+    return query, key, value
 
 
 _UNSUPPORTED = (

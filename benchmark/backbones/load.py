@@ -20,6 +20,7 @@ from benchmark.backbones.flux import FluxBackbone
 from benchmark.backbones.unet import UNetBackbone
 from benchmark.errors import BadInput, Missing
 from benchmark.models import describe, model_hash
+from benchmark.speed import Offload
 from benchmark.untrusted import TEXT, parse_json, read_bytes
 
 __all__ = ["describe", "load", "model_hash"]
@@ -50,16 +51,24 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     size: int | tuple[int, int] | None = None,
+    offload: Offload = "none",
+    checkpointing: bool = False,
 ) -> Backbone:
     """Load a model of the table (`benchmark.models`) or a diffusers folder, in eval mode and without gradients.
 
     `dtype` is the dtype in memory, whatever the files hold. `size` is the side of the square image, or (height,
-    width), in pixels, by default the model's own. Nothing is downloaded: Missing says what to get and where it was
+    width), in pixels, by default the model's own. `offload` and `checkpointing` make a flow transformer fit (see
+    `FluxBackbone`); BadInput for other families. Nothing is downloaded: Missing says what to get and where it was
     looked for. BadInput for a pipeline of another class or parts that do not belong together.
     """
     spec = models.describe(str(name_or_path))
+    placed: dict[str, Any] = {"offload": offload, "checkpointing": checkpointing}
+    if spec.family != "transformer-flow":
+        if offload != "none" or checkpointing:
+            raise BadInput(f"offload and checkpointing are for flow transformers; {spec.name} is {spec.family}")
+        placed = {}
     if spec.built_in:
-        return _built(spec.name, device, dtype, size)
+        return _built(spec.name, device, dtype, size)  # so small that it fits as it is
     folder = models.resolve(str(name_or_path))
     assert folder is not None  # only built-in models have none
     pipeline = str(models.index(folder).get("_class_name"))
@@ -69,7 +78,7 @@ def load(
     with _quiet():
         parts = {name: _part(folder, name, dtype) for name in names}
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-    backbone: Backbone = kind(spec.name, **parts, scheduler=scheduler, device=device, size=_square(size))
+    backbone: Backbone = kind(spec.name, **parts, scheduler=scheduler, device=device, size=_square(size), **placed)
     return backbone
 
 

@@ -229,20 +229,26 @@ class UNetBackbone(Backbone):
         """See the base; keys and values of all cross-attentions."""
         return _shared.remembering(self._readers().values()) if self._launcher.remembers else nullcontext()
 
+    def at_guidance(self, guidance: float) -> UNetBackbone:
+        """See the base: itself."""
+        return self
+
+    def attention_layers(self) -> list[str]:
+        """See the base; `attn2` of every block."""
+        return list(self._cross_attentions())
+
+    def _cross_attentions(self) -> dict[str, Any]:
+        return {f"unet.{name}": module for name, module in self._unet.named_modules() if name.endswith(".attn2")}
+
     @contextmanager
-    def attention_maps(self) -> Iterator[list[Tensor]]:
+    def attention_maps(
+        self, layers: Collection[str] | None = None, *, text_rows: bool = False
+    ) -> Iterator[list[Tensor]]:
         """See the base; `attn2` of every block, in module order."""
-        maps: list[Tensor] = []
-        readers = [module for name, module in self._unet.named_modules() if name.endswith(".attn2")]
-        before = [module.processor for module in readers]
-        try:
-            for module in readers:
-                module.set_processor(_Recorder(maps))
-            with self._launcher.held():
-                yield maps
-        finally:
-            for module, processor in zip(readers, before, strict=True):
-                module.set_processor(processor)
+        if text_rows:
+            raise BadInput(f"{self.name} has cross-attention: its text is asked, and asks nothing")
+        with self._launcher.held(), _shared.recording(self._cross_attentions(), layers, _Recorder) as maps:
+            yield maps
 
     def counting(self) -> AbstractContextManager[Counts]:
         """See the base."""
