@@ -47,7 +47,7 @@ class System:
 
     def gram(self) -> Tensor:
         """A: `(d, d)`, float64."""
-        made = self.erase_scale * self.erased.T @ self.erased
+        made: Tensor = self.erase_scale * self.erased.T @ self.erased
         made.diagonal().add_(self.ridge)
         made += self.keep_scale * self.kept_gram()
         return made
@@ -69,8 +69,8 @@ class System:
         small = rows @ rows.T
         small.diagonal().add_(self.ridge)
         first = torch.eye(len(rows), len(self.erased), dtype=rows.dtype, device=rows.device)
-        made: Tensor = self.erase_scale**0.5 * torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
-        return made
+        found: Tensor = torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
+        return self.erase_scale**0.5 * found
 
 
 @torch.no_grad()

@@ -82,9 +82,7 @@ def train(
 
     adam = torch.optim.AdamW(task.lora.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     keeping = Keeping(backbone.journal, also={"history": history})
-    minimise(
-        "erase_anything", task.lora.parameters(), loss_at, iterations=len(plan), optimizer=adam, keeping=keeping
-    )
+    minimise("erase_anything", task.lora.parameters(), loss_at, iterations=len(plan), optimizer=adam, keeping=keeping)
     names = dict.fromkeys(name for name, _ in history)
     notes = {name: ends([value for term, value in history if term == name]) for name in names}
     return task.lora.deltas(), {"modules": len(task.lora.base), "attention": task.layer, "losses": notes}
