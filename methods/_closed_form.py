@@ -70,7 +70,7 @@ class System:
         small.diagonal().add_(self.ridge)
         first = torch.eye(len(rows), len(self.erased), dtype=rows.dtype, device=rows.device)
         found: Tensor = torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
-        return self.erase_scale**0.5 * found
+        return found * self.erase_scale**0.5
 
 
 @torch.no_grad()
