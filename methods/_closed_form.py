@@ -10,6 +10,7 @@ Where C and P have few rows, R = [√s_e C; √s_p P] gives K from a smaller sys
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,7 +71,7 @@ class System:
         small.diagonal().add_(self.ridge)
         first = torch.eye(len(rows), len(self.erased), dtype=rows.dtype, device=rows.device)
         found: Tensor = torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
-        return found * self.erase_scale**0.5
+        return found * math.sqrt(self.erase_scale)
 
 
 @torch.no_grad()

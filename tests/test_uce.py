@@ -146,7 +146,7 @@ def test_the_smaller_system_gives_the_same_factor(erased: int, kept: int, techni
     """
     draw = torch.Generator().manual_seed(0)
     c, g, p = (torch.randn(n, 96, generator=draw, dtype=torch.float64) + 1 for n in (erased, erased, kept))
-    few = System(c, g, (1,) * erased, p, True, 0.3, 2.0, 0.7)
+    few = System(c, g, (1,) * erased, p, True, p.sum(0), 0.3, 2.0, 0.7)
     many = replace(few, kept=p.T @ p, few=False)
     wanted = 2.0 * torch.linalg.solve(0.3 * torch.eye(96).double() + 2.0 * c.T @ c + 0.7 * p.T @ p, c, left=False)
     torch.testing.assert_close(few.factor(), wanted, rtol=1e-9, atol=1e-9)
