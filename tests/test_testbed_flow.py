@@ -252,7 +252,8 @@ def test_the_folder_is_a_plain_pipeline_and_gives_the_same_image(made: Path):
 
 
 def test_the_report_asks_which_text_is_read(made: Path):
-    found = report.readers(made / "weights-flux", SHIPPED, Sampler(steps=1, guidance=1.0, size=64), images=1)
+    once = Sampler(steps=1, guidance=1.0, size=64)
+    found = report.readers(made / "weights-flux", SHIPPED, once, ["cat", "rose", "sword"], images=1)
     assert set(found) == {"t5", "clip"} and all(0 <= v <= 1 for v in found.values())
 
 

@@ -258,15 +258,18 @@ def model_name(weights: Path, recipe: Recipe) -> str:
     return str(recipe["flow"]["name"] if pipeline_of(weights) == "FluxPipeline" else recipe["name"])
 
 
-def readers(weights: Path, judges_in: Path, sampler: Sampler, images: int = 2) -> dict[str, float]:
+def readers(
+    weights: Path, judges_in: Path, sampler: Sampler, asked: Sequence[str] | None = None, images: int = 2
+) -> dict[str, float]:
     """Which of the two texts a FLUX reads: CLIP's vector of one concept beside T5's states of another.
 
-    Shares of images in which evaluator A finds the concept that T5 named, and the one that CLIP named. Each concept is
-    paired with the one half a list away, which is of another group for most.
+    Shares of images in which evaluator A finds the concept that T5 named, and the one that CLIP named. Each concept
+    `asked` for (by default each that is drawn) is paired with the one half a list away, mostly of another group.
     """
     backbone, judge = load(str(weights)), Classifier.load(judges_in / "evaluator")
     names, half = class_names("object"), len(class_names("object")) // 2
-    pairs = list(zip(names, names[half:] + names[:half], strict=True))
+    other = dict(zip(names, names[half:] + names[:half], strict=True))
+    pairs = [(name, other[name]) for name in asked or names]
     wanted = [(t, c, image_seed("readers", 1, f"{t}|{c}", k)) for t, c in pairs for k in range(images)]
     objects: list[int] = []
     for start in range(0, len(wanted), TEXT_BATCH):
