@@ -132,7 +132,7 @@ def train(recipe: Recipe, data: Renders, model: Path, work: Path, out: Path) -> 
     """Train on cached latents and fresh captions; save the averaged transformer and T5."""
     plan, device = recipe["flow"], work_device()
     latents = pack(cached_latents(work, model, data))
-    clip_tokenizer, clip = load_tokenizer(model / "tokenizer"), t5.load_clip(model).to(device)
+    clip_tokenizer, clip = load_tokenizer(model / "tokenizer"), t5.load_clip(model, device)
     tokenizer = T5Tokenizer.from_pretrained(model / "t5" / "tokenizer_2", local_files_only=True)
     text = T5EncoderModel.from_pretrained(model / "t5" / "text_encoder_2", dtype=torch.float32, local_files_only=True)
     flow = Flow(build(recipe), text).train().to(device)

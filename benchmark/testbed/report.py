@@ -238,8 +238,8 @@ def measure(
     generated["seeds"] = spread(wanted, images, found["a/features"])
     from benchmark.testbed.damage import damage  # which asks for images as this module does
 
-    report = {"model": model_name(weights, recipe), "guidance": sampler.guidance, "steps": sampler.steps}
-    report["generated"] = generated
+    settled = {"model": model_name(weights, recipe), "guidance": sampler.guidance, "steps": sampler.steps}
+    report: dict[str, Any] = {**settled, "generated": generated}
     if pipeline_of(weights) == "FluxPipeline":
         report["readers"] = readers(weights, judges_in, sampler)
     if judges is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def train(recipe: Recipe, records: Sequence[Record], model: Path, checkpoints: P
     if plan["length"] >= recipe["tokenizer"]["length"]:
         raise BadInput(f"expected t5.length below tokenizer.length, got {plan['length']}: each state needs its like")
     tokenizer, clip_tokenizer = build_tokenizer(recipe), load_tokenizer(model / "tokenizer")
-    teacher = load_clip(model).to(device)
+    teacher = load_clip(model, device)
     student = build(recipe, tokenizer).train().to(device)
     optimizer = torch.optim.AdamW(student.parameters(), plan["rate"], betas=(0.9, 0.98), weight_decay=0.01)
     half = native_bfloat16(device)
@@ -82,7 +83,9 @@ def train(recipe: Recipe, records: Sequence[Record], model: Path, checkpoints: P
     tokenizer.save_pretrained(out / "tokenizer_2")
 
 
-def load_clip(model: Path) -> CLIPTextModel:
+def load_clip(model: Path, device: torch.device) -> CLIPTextModel:
     """The finished CLIP text tower, frozen, in float32."""
-    text = CLIPTextModel.from_pretrained(model / "clip" / "text_encoder", dtype=torch.float32, local_files_only=True)
-    return text.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    folder = model / "clip" / "text_encoder"
+    text: Any = CLIPTextModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    frozen: CLIPTextModel = text.eval().requires_grad_(False).to(device)
+    return frozen
