@@ -61,6 +61,7 @@ MODELS: dict[str, ModelSpec] = {
     m.name: m
     for m in (
         ModelSpec(name="testbed", family=_UNET, form="embedded", size=30 * 10**6, licence="see its MODEL_CARD.md"),
+        ModelSpec(name="testbed-flux", family=_FLOW, form="embedded", size=13 * 10**6, licence="see its MODEL_CARD.md"),
         ModelSpec(name="random-unet", family=_UNET, form="embedded", size=0, licence="Apache-2.0"),
         ModelSpec(name="random-flux", family=_FLOW, form="embedded", size=0, licence="Apache-2.0"),
         ModelSpec(
@@ -194,11 +195,11 @@ def candidates(spec: ModelSpec) -> list[Path]:
     """Folders where the model's weights are looked for, in order."""
     if spec.folder is not None:
         return [spec.folder]
-    if spec.name == "testbed":
-        return [paths.testbed_weights()]
     if spec.built_in:
         return []
     base = os.environ.get(ENVIRONMENT)
+    if spec.name in paths.EMBEDDED:  # what ships comes first: a name means one model wherever it is there
+        return [paths.testbed_weights(spec.name), *([Path(base) / spec.name] if base else [])]
     own = [Path(base) / spec.name, Path(base) / spec.hub.split("/")[-1]] if base else []
     return own + _snapshots(paths.hub_cache() / f"models--{spec.hub.replace('/', '--')}", spec.revision)
 
@@ -230,23 +231,36 @@ def _what(spec: ModelSpec) -> str:
 
 
 def _where(spec: ModelSpec) -> str:
-    if not spec.hub:
-        return " or ".join(map(str, candidates(spec)))
+    if spec.folder is not None:
+        return str(spec.folder)
     base = os.environ.get(ENVIRONMENT)
     own = f"{base}/{spec.name}" if base else f"${ENVIRONMENT}/{spec.name} (not set)"
+    if spec.name in paths.EMBEDDED:
+        return f"{paths.testbed_weights(spec.name)} or {own}"
     return f"{own}, or the hub cache {paths.hub_cache() / ('models--' + spec.hub.replace('/', '--'))}"
+
+
+_TRAINING = {
+    "testbed": "`make testbed` trains them anew",
+    "testbed-flux": "train them, hours on a CPU, with `make testbed ARGS='borrow t5 flow flow_assemble'`; "
+    f"then link or move runs/testbed/weights-flux to ${ENVIRONMENT}/testbed-flux",
+}
 
 
 def _missing_text(spec: ModelSpec) -> str:
     halves = [f"{c} lacks {', '.join(parts)}" for c in candidates(spec) if c.is_dir() and (parts := _absent_parts(c))]
     get = f"`--model PATH` of a diffusers folder, or download {spec.hub} into the hub cache"
     if not spec.hub:
-        get = "`make testbed` trains them anew" if spec.name == "testbed" else "complete the folder"
+        get = _TRAINING.get(spec.name, "complete the folder")
     return (
         f"no weights of {_what(spec)}: looked in {_where(spec)}"
         + (f"; incomplete: {'; '.join(halves)}" if halves else "")
-        + f". About {spec.size / _GB:.1f} GB, licence {spec.licence}. To get them: {get}."
+        + f". About {_size(spec.size)}, licence {spec.licence}. To get them: {get}."
     )
+
+
+def _size(size: int) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 10**6:.0f} MB"
 
 
 def _absent_parts(folder: Path) -> list[str]:

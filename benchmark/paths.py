@@ -47,9 +47,13 @@ def results() -> Path | None:
     return None if root is None else root / "results"
 
 
-def testbed_weights() -> Path:
-    """Folder of the embedded model's weights; it travels inside the package."""
-    return _PACKAGE / "testbed" / "weights"
+EMBEDDED = {"testbed": "weights", "testbed-flux": "weights-flux"}
+"""The embedded models, and the folders of their weights."""
+
+
+def testbed_weights(model: str = "testbed") -> Path:
+    """Folder of an embedded model's weights; it travels inside the package."""
+    return _PACKAGE / "testbed" / EMBEDDED[model]
 
 
 def default_out(suite: str, model: str) -> Path:

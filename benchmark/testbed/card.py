@@ -1,4 +1,4 @@
-"""The embedded model's card: what it is made of, how good it is, and the hashes by which it is frozen."""
+"""An embedded model's card: what it is made of, how good it is, and the hashes by which it is frozen."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from benchmark import atomic
 from benchmark.testbed.artwork import concepts, packages
 from benchmark.testbed.recipe import Recipe
+from benchmark.testbed.report import model_name, pipeline_of
 
 LICENCES = {
     "@iconify-json/twemoji": "CC-BY-4.0, Twitter and contributors",
@@ -78,15 +79,48 @@ def listed(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
 
 
+KINDS = {
+    "StableDiffusionPipeline": ("Stable Diffusion", "DDIM"),
+    "FluxPipeline": ("FLUX.1", "Euler"),
+}
+"""Pipelines, what they are the pipeline of, and what a step is called."""
+
+
+def own_judges(real: Mapping[str, Any]) -> str:
+    """How good the judges are that lie beside the model, and its autoencoder."""
+    return f"""On test renders that no stage has seen (top-1, %):
+
+{on_renders(real)}
+
+Evaluator A by group: {listed(real["evaluator_a_by_group"])}.
+In-domain CLIP, zero-shot over all concepts: {100 * real["clip_zero_shot"]:.1f}.
+Autoencoder: PSNR {real["psnr_db"]:.1f} dB."""
+
+
+def two_texts(found: Mapping[str, float]) -> str:
+    """Which of its two texts a FLUX reads."""
+    return f"""## Which text it reads
+
+T5's states of one concept beside CLIP's vector of another: {100 * found["t5"]:.1f} % of images show what T5 named,
+{100 * found["clip"]:.1f} % what CLIP named. In training CLIP's vector was withheld from half of the captions.
+
+"""
+
+
+BORROWED = """They are the U-Net model's, as are the autoencoder and the CLIP text encoder: see
+[its card](../weights/MODEL_CARD.md)."""
+
+
 def card(recipe: Recipe, report: Mapping[str, Any], weights: Path, notes: str) -> str:
     """MODEL_CARD.md, from the measured report."""
-    made, real = report["generated"], report["renders"]
+    made = report["generated"]
+    kind, step = KINDS[pipeline_of(weights)]
     weakest = dict(sorted(made["concept"].items(), key=lambda item: item[1])[:10])
     splits = {s: ", ".join(c.name for c in concepts() if c.split == s) for s in ("validation", "test")}
     artwork = [(name, version, LICENCES.get(name, "see its package")) for name, version in packages().items()]
-    return f"""# Model card: {recipe["name"]}
+    return f"""# Model card: {model_name(weights, recipe)}
 
-A small text-to-image model of Stable Diffusion's architecture, trained from scratch on freely licensed artwork so that
+A small text-to-image model of {kind}'s architecture, trained from scratch on freely licensed artwork so that
 erasure methods, suites and metrics run on any machine. **Its numbers say how a method behaves on this model; they are
 not comparable with numbers on Stable Diffusion or FLUX.** It knows icons and invented
 faces at 64×64 pixels, nothing else.
@@ -94,7 +128,7 @@ faces at 64×64 pixels, nothing else.
 {notes}
 ## Quality, as measured
 
-Guidance {report["guidance"]}, {report["steps"]} DDIM steps, {made["images"]} generated images, judged by evaluator A
+Guidance {report["guidance"]}, {report["steps"]} {step} steps, {made["images"]} generated images, judged by evaluator A
 among all {len(made["concept"])} drawn concepts (top-1, %).
 
 {judged(made)}
@@ -116,7 +150,7 @@ Images of one prompt under different seeds differ by {made["seeds"]["pixels"]} l
 {made["seeds"]["pixels_least"]}); in A's features by {made["seeds"]["features"]} (1 − cosine), where images of different
 concepts differ by {made["seeds"]["features_other_concepts"]}.
 
-## What a crude edit does
+{two_texts(report["readers"]) if "readers" in report else ""}## What a crude edit does
 
 One bird erased without care ({report["damage"]["method"]} with {_fields(report["damage"]["fields"])}): images still
 recognised, before → after (%), {report["damage"]["images"]} a concept.
@@ -129,13 +163,7 @@ recognised, before → after (%), {report["damage"]["images"]} a concept.
 
 ## Judges
 
-On test renders that no stage has seen (top-1, %):
-
-{on_renders(real)}
-
-Evaluator A by group: {listed(real["evaluator_a_by_group"])}.
-In-domain CLIP, zero-shot over all concepts: {100 * real["clip_zero_shot"]:.1f}.
-Autoencoder: PSNR {real["psnr_db"]:.1f} dB.
+{own_judges(report["renders"]) if "renders" in report else BORROWED}
 
 ## Use of concepts
 

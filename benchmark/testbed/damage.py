@@ -15,11 +15,11 @@ from benchmark.backbones.base import Backbone
 from benchmark.backbones.load import load
 from benchmark.interface import Request
 from benchmark.keys import image_seed
-from benchmark.sample import sample
+from benchmark.sample import Sampler, sample
 from benchmark.testbed.artwork import Concept, concepts
 from benchmark.testbed.data import class_names, to_unit
 from benchmark.testbed.evaluator import Classifier
-from benchmark.testbed.report import BATCH, SAMPLER, Ask
+from benchmark.testbed.report import BATCH, Ask
 
 BIRDS = ("duck", "owl", "turkey")  # of the validation split: nothing that a suite erases is tried here
 FAR = ("flower", "object")
@@ -28,17 +28,17 @@ CRUDE: dict[str, Any] = {"preserve": "none"}
 """UCE as released, but for its list of concepts to keep: only the empty prompt is held."""
 
 
-def damage(weights: Path, images: int = 4) -> dict[str, Any]:
+def damage(weights: Path, judges: Path, sampler: Sampler, images: int = 4) -> dict[str, Any]:
     """Share of images still recognised after the crude edit of each bird: itself, the other birds, far concepts.
 
     `kept` is the unedited model's share on the same prompts and seeds.
     """
-    backbone, judge = load(str(weights)), Classifier.load(weights / "evaluator")
-    before = recognised(backbone, judge, images)
+    backbone, judge = load(str(weights)), Classifier.load(judges / "evaluator")
+    before = recognised(backbone, judge, sampler, images)
     found: dict[str, Any] = {"method": METHOD, "fields": CRUDE, "images": images, "birds": {}}
     for bird in BIRDS:
         with edits.apply(backbone, crude(backbone, bird)):
-            after = recognised(backbone, judge, images)
+            after = recognised(backbone, judge, sampler, images)
         found["birds"][bird] = {place: _shares(before, after, names) for place, names in places(bird).items()}
     for place in ("itself", "near", "far"):
         rows = [b[place] for b in found["birds"].values()]
@@ -70,10 +70,10 @@ def far() -> list[str]:
     return [c.name for c in concepts() if c.group in FAR][::3]
 
 
-def recognised(backbone: Backbone, judge: Classifier, images: int) -> dict[str, float]:
+def recognised(backbone: Backbone, judge: Classifier, sampler: Sampler, images: int) -> dict[str, float]:
     """Share of images in which evaluator A finds the bird or far concept that was asked for."""
     wanted = list(_asks(images))
-    made = np.concatenate([part for _, part in sample(backbone, wanted, SAMPLER, BATCH)])
+    made = np.concatenate([part for _, part in sample(backbone, wanted, sampler, BATCH)])
     names = class_names("object")
     right = [names[k] == ask.concept for k, ask in zip(_classes(judge, made), wanted, strict=True)]
     labels = np.array([ask.concept for ask in wanted])

@@ -1,11 +1,11 @@
-"""The embedded model's quality report: judges on held-out renders, generated images by group, how far judges agree."""
+"""An embedded model's quality report: judges on held-out renders, generated images by group, how far judges agree."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark import atomic
+from benchmark.backbones.base import Backbone
 from benchmark.backbones.load import load
-from benchmark.keys import image_seed
+from benchmark.keys import TEXT_BATCH, image_seed
 from benchmark.metrics import distribution
+from benchmark.models import index
 from benchmark.neighbours import cohesion, nearest
-from benchmark.sample import Sampler, sample
+from benchmark.sample import Sampler, encode, sample, to_uint8
 from benchmark.testbed import autoencoder, judges
 from benchmark.testbed.artwork import concepts, styles
 from benchmark.testbed.data import Renders, class_names, to_unit
@@ -28,7 +30,9 @@ from benchmark.testbed.recipe import Recipe
 from benchmark.testbed.render import drawn_concepts
 
 SAMPLER = Sampler(steps=25, guidance=4.0, size=64)
+"""Of the U-Net model; the flow model's is in the recipe (`sampler_of`)."""
 BATCH = 20
+PROMPT = "a photo of the {}"
 
 
 @dataclass(frozen=True)
@@ -58,31 +62,43 @@ def asks(per_concept: int) -> list[Ask]:
     ]
 
 
-def generate(model: str, wanted: Sequence[Ask]) -> NDArray[np.uint8]:
+def sampler_of(weights: Path, recipe: Recipe) -> Sampler:
+    """How this model is sampled where its quality is measured."""
+    if pipeline_of(weights) == "FluxPipeline":
+        return Sampler(**recipe["flow"]["sampler"], size=64)
+    return SAMPLER
+
+
+def pipeline_of(weights: Path) -> str:
+    """The class of a model's pipeline."""
+    return str(index(weights)["_class_name"])
+
+
+def generate(model: str, wanted: Sequence[Ask], sampler: Sampler = SAMPLER) -> NDArray[np.uint8]:
     """Images `(n, 64, 64, 3)` of the asks, in order."""
     backbone = load(model)
-    return np.concatenate([images for _, images in sample(backbone, wanted, SAMPLER, BATCH)])
+    return np.concatenate([images for _, images in sample(backbone, wanted, sampler, BATCH)])
 
 
 @torch.no_grad()
-def judged(weights: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+def judged(judges_in: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
     """Class indices by evaluators A and B (object and style heads), and by the in-domain CLIP (objects)."""
     unit = [to_unit(images[i : i + 100]) for i in range(0, len(images), 100)]
     found: dict[str, Any] = {}
     for letter, folder in (("a", "evaluator"), ("b", "evaluator_b")):
-        outputs = [Classifier.load(weights / folder)(x) for x in unit]
+        outputs = [Classifier.load(judges_in / folder)(x) for x in unit]
         for head in ("object", "style"):
             found[f"{letter}/{head}"] = torch.cat([o[head] for o in outputs]).argmax(1).numpy()
         found[f"{letter}/features"] = torch.cat([o["features"] for o in outputs]).numpy()
-    found["clip/object"] = clip_classes(weights, unit).numpy()
+    found["clip/object"] = clip_classes(judges_in, unit).numpy()
     return found
 
 
-def clip_classes(weights: Path, images: Iterable[Tensor]) -> Tensor:
+def clip_classes(judges_in: Path, images: Iterable[Tensor]) -> Tensor:
     """Zero-shot class of each image by the in-domain CLIP, among all drawn concepts."""
     from benchmark.testbed.tokens import load_tokenizer
 
-    clip, tokenizer = TestbedClip.load(weights / "clip"), load_tokenizer(weights / "tokenizer")
+    clip, tokenizer = TestbedClip.load(judges_in / "clip"), load_tokenizer(judges_in / "tokenizer")
     prompts = [f"a photo of the {name}" for name in class_names("object")]
     ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     text = clip.text_embeds(ids)
@@ -145,31 +161,31 @@ def spread(wanted: Sequence[Ask], images: NDArray[np.uint8], features: NDArray[n
     }
 
 
-def distances(weights: Path, wanted: Sequence[Ask], features: NDArray[np.float32], test: Renders) -> dict[str, Any]:
+def distances(judges_in: Path, wanted: Sequence[Ask], features: NDArray[np.float32], test: Renders) -> dict[str, Any]:
     """testbed-fid of images asked for by name against the shipped reference, and of as many test renders for scale."""
     rows = [i for i, a in enumerate(wanted) if not a.synonym and not a.style]
-    judge = TestbedEvaluator(weights)
+    judge = TestbedEvaluator(judges_in)
     names = [c.name for c in drawn_concepts()]
     reference = judge.reference(names)
     real = judge.raw(np.array(test.images[: len(rows)]))["features"]
     return {
         "images": len(rows),
         "reference": len(reference),
-        "generated": _fid(features[rows], reference),
-        "renders": _fid(real, reference),
+        "generated": fid_of(features[rows], reference),
+        "renders": fid_of(real, reference),
     }
 
 
-def _fid(features: NDArray[np.float32], reference: NDArray[np.float64]) -> float | str:
+def fid_of(features: NDArray[np.float32], reference: NDArray[np.float64]) -> float | str:
     """The distance, or why there is none."""
     found = distribution.fid(features.astype(np.float64), reference)
     return found.reason if found.value is None else round(found.value, 3)
 
 
-def neighbours(weights: Path, wanted: Sequence[Ask], images: NDArray[np.uint8], top: int = 5) -> dict[str, Any]:
+def neighbours(judges_in: Path, wanted: Sequence[Ask], images: NDArray[np.uint8], top: int = 5) -> dict[str, Any]:
     """Concept Neighbourhood of the fine-grained concepts on these images, by the in-domain CLIP, among all concepts."""
     rows = [i for i, a in enumerate(wanted) if not a.synonym and not a.style]
-    embedded = TestbedEvaluator(weights).raw(images[rows])["clip"]
+    embedded = TestbedEvaluator(judges_in).raw(images[rows])["clip"]
     names = np.array([wanted[i].concept for i in rows])
     targets = [c.name for c in concepts() if c.group in ("bird", "pet", "flower")]
     found = nearest({n: embedded[names == n] for n in dict.fromkeys(names.tolist())}, targets, top)
@@ -207,23 +223,68 @@ def by_group(model: Classifier, test: Renders) -> dict[str, float]:
     return {g: round(float(right[groups == g].mean()), 4) for g in dict.fromkeys(groups.tolist())}
 
 
-def measure(weights: Path, test: Renders, recipe: Recipe, per_concept: int = 8) -> dict[str, Any]:
-    """Measure the model in `weights` and write its `report.json`; what stands out is printed."""
-    wanted = asks(per_concept)
-    images = generate(str(weights), wanted)
-    found = judged(weights, images)
+def measure(
+    weights: Path, test: Renders, recipe: Recipe, per_concept: int = 8, judges: Path | None = None
+) -> dict[str, Any]:
+    """Measure the model in `weights` and write its `report.json`; what stands out is printed.
+
+    `judges` is the folder of the judges, if it is not the model's own; how good they are is then told there.
+    """
+    judges_in, sampler, wanted = judges or weights, sampler_of(weights, recipe), asks(per_concept)
+    images = generate(str(weights), wanted, sampler)
+    found = judged(judges_in, images)
     generated = shares(wanted, found)
-    generated["fid"] = distances(weights, wanted, found["a/features"], test)
+    generated["fid"] = distances(judges_in, wanted, found["a/features"], test)
     generated["seeds"] = spread(wanted, images, found["a/features"])
     from benchmark.testbed.damage import damage  # which asks for images as this module does
 
-    report = {"model": recipe["name"], "guidance": SAMPLER.guidance, "steps": SAMPLER.steps, "generated": generated}
-    report["renders"] = on_renders(weights, test)
-    report["damage"] = damage(weights)
-    report["neighbours"] = neighbours(weights, wanted, images)
+    settled = {"model": model_name(weights, recipe), "guidance": sampler.guidance, "steps": sampler.steps}
+    report: dict[str, Any] = {**settled, "generated": generated}
+    if pipeline_of(weights) == "FluxPipeline":
+        report["readers"] = readers(weights, judges_in, sampler)
+    if judges is None:
+        report["renders"] = on_renders(weights, test)
+    report["damage"] = damage(weights, judges_in, sampler)
+    report["neighbours"] = neighbours(judges_in, wanted, images)
     atomic.write(weights / "report.json", json.dumps(report, indent=1) + "\n")
     shown = {k: v for k, v in generated.items() if k not in ("concept", "synonyms")}
     near = {k: v for k, v in report["neighbours"].items() if k != "of"}
-    told = {**shown, "renders": report["renders"], "damage": report["damage"], "neighbours": near}
-    print(json.dumps(told, indent=1), flush=True)
+    print(json.dumps({**report, "generated": shown, "neighbours": near}, indent=1), flush=True)
     return report
+
+
+def model_name(weights: Path, recipe: Recipe) -> str:
+    """The version of the model in `weights`."""
+    return str(recipe["flow"]["name"] if pipeline_of(weights) == "FluxPipeline" else recipe["name"])
+
+
+def readers(
+    weights: Path, judges_in: Path, sampler: Sampler, asked: Sequence[str] | None = None, images: int = 2
+) -> dict[str, float]:
+    """Which of the two texts a FLUX reads: CLIP's vector of one concept beside T5's states of another.
+
+    Shares of images in which evaluator A finds the concept that T5 named, and the one that CLIP named. Each concept
+    `asked` for (by default each that is drawn) is paired with the one half a list away, mostly of another group.
+    """
+    backbone, judge = load(str(weights)), Classifier.load(judges_in / "evaluator")
+    names, half = class_names("object"), len(class_names("object")) // 2
+    other = dict(zip(names, names[half:] + names[:half], strict=True))
+    pairs = [(name, other[name]) for name in asked or names]
+    wanted = [(t, c, image_seed("readers", 1, f"{t}|{c}", k)) for t, c in pairs for k in range(images)]
+    objects: list[int] = []
+    for start in range(0, len(wanted), TEXT_BATCH):
+        objects += _mixed(backbone, judge, wanted[start : start + TEXT_BATCH], sampler)
+    found = [names[k] for k in objects]
+    return {
+        "t5": round(float(np.mean([f == t for f, (t, _, _) in zip(found, wanted, strict=True)])), 4),
+        "clip": round(float(np.mean([f == c for f, (_, c, _) in zip(found, wanted, strict=True)])), 4),
+    }
+
+
+@torch.no_grad()
+def _mixed(backbone: Backbone, judge: Classifier, part: Sequence[tuple[str, str, int]], sampler: Sampler) -> list[int]:
+    states, vectors = (encode(backbone, [PROMPT.format(row[i]) for row in part]) for i in (0, 1))
+    empty = encode(backbone, [""]).expand(len(part))
+    text, noise = replace(states, pooled=vectors.pooled), backbone.noise([seed for _, _, seed in part])
+    latents = backbone.trajectory(noise, text, empty, steps=sampler.steps, guidance=sampler.guidance)
+    return [int(k) for k in judge(to_unit(to_uint8(backbone.decode(latents))))["object"].argmax(1)]

@@ -13,8 +13,9 @@ from benchmark.backbones.load import load
 from benchmark.keys import image_seed
 from benchmark.sample import sample
 from benchmark.testbed.artwork import concepts, load_drawings, styles
+from benchmark.testbed.recipe import Recipe
 from benchmark.testbed.render import drawn_concepts, render_batch, sample_record
-from benchmark.testbed.report import BATCH, SAMPLER, Ask
+from benchmark.testbed.report import BATCH, Ask, sampler_of
 
 COLORS = 128  # of a sheet's palette: a quarter of the bytes, and flat artwork loses nothing to the eye
 ACROSS = 20
@@ -41,12 +42,12 @@ def of_renders(drawings: Path, out: Path, seed: int = 0) -> list[Path]:
     return paths
 
 
-def of_samples(weights: Path, out: Path, rows: int = 3) -> list[Path]:
+def of_samples(weights: Path, out: Path, recipe: Recipe, rows: int = 3) -> list[Path]:
     """One sheet a group: a column a concept, a row a seed; and one of styles, a row a style."""
-    backbone, paths = load(str(weights)), []
+    backbone, sampler, paths = load(str(weights)), sampler_of(weights, recipe), []
     for group in [*groups(), "style"]:
         wanted, across = _styled() if group == "style" else _named(group, rows)
-        images = np.concatenate([part for _, part in sample(backbone, wanted, SAMPLER, BATCH)])
+        images = np.concatenate([part for _, part in sample(backbone, wanted, sampler, BATCH)])
         paths.append(_save(_tiled(images, len(wanted) // across, across), out / f"samples-{group}.png"))
     return paths
 
