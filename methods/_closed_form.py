@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -58,12 +59,11 @@ class System:
 
     def _factor_of_few(self) -> Tensor:
         """As `factor`: √s_e times the first n rows of (λI + RRᵀ)⁻¹ R."""
-        rows = torch.cat([self.erase_scale**0.5 * self.erased, self.keep_scale**0.5 * self.kept])  # R: (n + m, d)
+        rows = torch.cat([sqrt(self.erase_scale) * self.erased, sqrt(self.keep_scale) * self.kept])  # R: (n + m, d)
         small = rows @ rows.T
         small.diagonal().add_(self.ridge)
         first = torch.eye(len(rows), len(self.erased), dtype=rows.dtype, device=rows.device)
-        found: Tensor = torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
-        return self.erase_scale**0.5 * found
+        return sqrt(self.erase_scale) * torch.cholesky_solve(first, torch.linalg.cholesky(small)).T @ rows
 
 
 @torch.no_grad()

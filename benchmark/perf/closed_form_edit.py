@@ -5,9 +5,9 @@ for every projection, over every concept to erase and to keep, outer products ar
 second is inverted, in float32. Ours is the method `uce` itself. The left matrix does not depend on the projection and
 the target is the projection's own output, so one Cholesky factor serves all 32, and what is kept enters that factor
 alone. Both get the same concepts, as ready-made embeddings of CLIP's size (one row a prompt, with a mean direction
-that all share, as CLIP's have), and the same weights; text encoding is outside both. Either side gives back the memory of its last turn before it
-begins: fresh pages for 77 MB take as long as ours computes, and longer on a virtual machine. The error is of the change of
-the weights, against the same formula in float64.
+that all share, as CLIP's have), and the same weights; text encoding is outside both. Either side gives back the
+memory of its last turn before it begins: fresh pages for 77 MB take as long as ours computes, and longer on a virtual
+machine. The error is of the change of the weights, against the same formula in float64.
 """
 
 from __future__ import annotations
