@@ -134,6 +134,7 @@ def test_operations_of_a_plan_add_up() -> None:
     forecast, per = plan_json(plan), cost.flops("random-unet", 64)
     found = cost.operations(plan, forecast)
     assert found is not None and per is not None
-    images, prompts = forecast["denoiser_forwards"] // 50, len({i.prompt for c in plan.cells for i in c.items})
+    images = forecast["denoiser_forwards"] // plan.form.sampler.forwards
+    prompts = len({i.prompt for c in plan.cells for i in c.items})
     expected = forecast["denoiser_forwards"] * per.forward + images * per.decode + prompts * per.text
     assert (found["total"], found["without"]) == (expected, ["edits"])

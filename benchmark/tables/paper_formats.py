@@ -202,7 +202,7 @@ def _tex_block(block: Block, under: Callable[[Column], list[str]], spell: Callab
     scaled_down = width > _PAGE
     lines = [
         rf"\par\textit{{{_tex(block.group.title)}}}\par",
-        *([r"\resizebox{\linewidth}{!}{%"] if scaled_down else []),
+        *([r"\resizebox{\linewidth}{!}{"] if scaled_down else []),
     ]
     lines += [rf"\begin{{tabular}}{{l{'r' * width}}}", r"\toprule"]
     lines.append(" & ".join(["", *(rf"\multicolumn{{{len(k)}}}{{c}}{{{_tex(h)}}}" for h, k in spans)]) + r" \\")
