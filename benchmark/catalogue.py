@@ -73,7 +73,7 @@ def _method(label: str) -> Entry:
         "families": sorted(cls.families),
         "max_concepts": cls.max_concepts,
         "variants": sorted(cls.variants),
-        "fields": dict(spec.fields),
+        "fields": registry.every_field(spec),
     }
 
 
@@ -137,7 +137,7 @@ def _of_method(label: str) -> Entry:
     cls = registry.method_class(name)
     presets = {m: of[label] for m, of in registry.presets().items() if label in of}
     return {
-        "defaults": dict(registry.resolve(name).fields),
+        "defaults": registry.every_field(registry.resolve(name)),
         "fields_help": {f.name: _documented(cls).get(f.name, "") for f in fields(cls)},
         "variant_fields": {v: dict(given) for v, given in cls.variants.items() if variant in ("", v)},
         "presets": presets,

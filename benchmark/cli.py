@@ -269,7 +269,7 @@ def plan(
     """Tell what a run would do: images, edits, disk, and what is missing. Nothing is run."""
     arguments = _arguments(context.params)
     from benchmark import cost as costs
-    from benchmark import engines
+    from benchmark import engines, fits
     from benchmark import plan as plans
     from benchmark.store import Store as Artifacts
 
@@ -285,7 +285,7 @@ def plan(
         if forecast["seconds"] is None:
             forecast = told(costs.calibrated(settled))
         forecast["flops"] = costs.operations(settled, forecast)
-        forecast["memory"] = costs.memory(settled)
+        forecast["memory"] = fits.told(settled)
     if prompts:
         forecast["prompts"] = plans.prompts_json(settled)
     _say(forecast if json_ else _forecast(forecast))

@@ -240,18 +240,19 @@ def _where(spec: ModelSpec) -> str:
     return f"{own}, or the hub cache {paths.hub_cache() / ('models--' + spec.hub.replace('/', '--'))}"
 
 
-_TRAINING = {
+TRAINING = {
     "testbed": "`make testbed` trains them anew",
     "testbed-flux": "train them, hours on a CPU, with `make testbed ARGS='borrow t5 flow flow_assemble'`; "
     f"then link or move runs/testbed/weights-flux to ${ENVIRONMENT}/testbed-flux",
 }
+"""How weights of ours are made that are on no hub."""
 
 
 def _missing_text(spec: ModelSpec) -> str:
     halves = [f"{c} lacks {', '.join(parts)}" for c in candidates(spec) if c.is_dir() and (parts := _absent_parts(c))]
     get = f"`--model PATH` of a diffusers folder, or download {spec.hub} into the hub cache"
     if not spec.hub:
-        get = _TRAINING.get(spec.name, "complete the folder")
+        get = TRAINING.get(spec.name, "complete the folder")
     return (
         f"no weights of {_what(spec)}: looked in {_where(spec)}"
         + (f"; incomplete: {'; '.join(halves)}" if halves else "")

@@ -89,7 +89,7 @@ def of_model(name: str) -> Need:
         "fetchable": bool(spec.hub),
         "get": f"erasure-bench fetch SUITE --model {spec.name}, or a folder in ${models.ENVIRONMENT}"
         if spec.hub
-        else "",
+        else models.TRAINING.get(spec.name, ""),
     }
     lack = models.missing(name)
     if lack is not None:

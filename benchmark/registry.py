@@ -184,6 +184,11 @@ def resolve(label: str, *, model: str = "", kind: str = "*", passed: Values | No
     return MethodSpec(label, name, variant, _json(label, settled), _json(label, passed or {}), preset, instance)
 
 
+def every_field(spec: MethodSpec) -> dict[str, Any]:
+    """All fields of a settled method as JSON values, those that keys leave out too."""
+    return _json(spec.label, {f.name: getattr(spec.instance, f.name) for f in fields(spec.instance)})
+
+
 def _told(field: Field[Any], instance: Method) -> bool:
     """Whether keys and records hold the field: see `interface.later`."""
     return not field.metadata.get("later") or getattr(instance, field.name) != field.default

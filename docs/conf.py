@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(Tensor|Floats|NDArray|ArrayLike|Path|PathLike|Any|Figure|DataFrame|Mapping|Mapping\[str|Sequence|Callable)",
     ),
-    ("py:.*", r"(Fields|FigureName|Folder|benchmark\.suite\.Suite)"),
+    ("py:.*", r"(Fields|FigureName|Folder|T|benchmark\.backbones\.journal\.T|benchmark\.suite\.Suite)"),
 ]
 
 myst_enable_extensions = ["colon_fence"]  # no formulas: their renderer is fetched from the network

@@ -36,7 +36,11 @@ def made(backbone: Backbone, path: Path, **fields: Any) -> Edit:
 def unet(backbone: Backbone) -> dict[str, Tensor]:
     """The U-Net's tensors under diffusers' names."""
     live = backbone.tensors()
-    return {n.removeprefix("unet."): t.clone() for n, t in live.items() if n.startswith("unet.")}
+    return {
+        n.removeprefix("unet."): t.clone(memory_format=torch.contiguous_format)
+        for n, t in live.items()
+        if n.startswith("unet.")
+    }
 
 
 def other(state: dict[str, Tensor], names: str = "") -> dict[str, Tensor]:

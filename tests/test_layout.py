@@ -30,6 +30,7 @@ LAYERS = (
     "journal",
     "edits sample record",
     "consistency cost",
+    "fits",
     "baseline evaluators merged tables testbed",
     "catalogue cite conformance doctor erase evidence fetch neighbourhood new_method page "
     "referenced regress verify worker",

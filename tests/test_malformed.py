@@ -114,8 +114,8 @@ def changed_suite(tmp_path: Path, old: str, new: str) -> Path:
     [
         ("dataset: testbed", "dataset: ../../etc", "unknown dataset '../../etc'"),
         ("dataset: testbed", "dataset: /etc", "unknown dataset '/etc'"),
-        ("version: 1", "version: -1", "version"),
-        ("version: 1", "verison: 1", "did you mean 'version'?"),
+        ("version: 2", "version: -1", "version"),
+        ("version: 2", "verison: 2", "did you mean 'version'?"),
         ("steps: 12", "steps: 1000000000", "sampler.steps: input should be less than or equal to 100000"),
         ("size: 64", "size: 1000000", "sampler.size: input should be less than or equal to 8192"),
         ("images: 8", "images: 99999999999", "images: input should be less than or equal to 100000"),

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import cli, paths, registry
+from benchmark import suite as suites
 from benchmark.claims import ledger as ledgers
 from benchmark.claims.ledger import Claim
 from benchmark.errors import BadInput
@@ -52,7 +53,7 @@ def record(method: str, concept: str, rates: dict[str, float], *, form: str = "p
     made = {
         "schema": 1,
         "suite": "objects",
-        "suite_version": 1,
+        "suite_version": suites.load("objects").version,
         "form": form,
         "scale": 1.0,
         "model": {"name": "sd14" if form == "paper" else "testbed", "hash": "ab" * 16, "family": "unet-epsilon"},

@@ -65,7 +65,7 @@ def test_a_record_tells_what_was_run(plan: Plan):
     assert values["method"]["label"] == "uce" and values["method"]["fields"] == dict(cell.method.fields)
     assert values["request"]["name"] == cell.request.name
     assert [e["name"] for e in values["request"]["erase"]] == [c.name for c in cell.request.erase]
-    assert values["sampler"]["steps"] == 25 and values["batch"] == 20 and values["primary"] == "testbed/top1"
+    assert values["sampler"]["steps"] == 12 and values["batch"] == 20 and values["primary"] == "testbed/top1"
 
 
 def test_the_same_record_is_the_same_bytes_in_another_process(plan: Plan, tmp_path: Path):

@@ -214,7 +214,7 @@ def test_a_package(base: list[Record], run: list[Record]):
     [
         (("suite_version",), 2, "suite version objects: 1 → 2"),
         (("protocols", TOP1, "version"), 2, "protocol testbed/top1 version: 1 → 2"),
-        (("sampler", "steps"), 50, "sampler steps: 12 → 50"),
+        (("sampler", "steps"), 50, "sampler steps: {before} → 50"),
         (("method", "fields", "lr"), 1.0, "method lr: 0.0002 → 1.0"),
         (("request", "keep"), ["bird"], "request keep: "),
         (("scale",), 0.5, "suite scale: 0.05 → 0.5"),
@@ -222,12 +222,13 @@ def test_a_package(base: list[Record], run: list[Record]):
     ],
 )
 def test_other_inputs(base: list[Record], run: list[Record], place: tuple[str, ...], value: Any, said: str):
+    before = None
     for r in run:
         inner = r
         for name in place[:-1]:
             inner = inner[name]
-        inner[place[-1]] = value
-    assert only(regress.regress(base, run)).text.startswith(said)
+        before, inner[place[-1]] = inner[place[-1]], value
+    assert only(regress.regress(base, run)).text.startswith(said.replace("{before}", str(before)))
 
 
 def test_what_is_not_known_of_an_older_record_does_not_differ(base: list[Record], run: list[Record]):

@@ -1,7 +1,7 @@
 """The journal of an edit under way: what a method has done by now, so that a kill does not cost all of it.
 
 A method that is started again runs its code from the top. What takes long goes through the journal of its backbone,
-which gives back what an earlier process has done, in place of doing it:
+which gives back what an earlier process has done, in place of doing it::
 
     images = backbone.journal.once("images", lambda: walk(...))
     held = {"weights": leaves, "optimizer": adam, "losses": losses}
