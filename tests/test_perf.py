@@ -13,7 +13,7 @@ import pytest
 from benchmark.errors import BadInput
 from benchmark.perf import bench as benches
 from benchmark.perf import clock, session, stage, table
-from benchmark.perf.bench import Bench, Did, NotMeasured, Target, Trial
+from benchmark.perf.bench import Bench, Did, NotMeasured, Target, Trial, rounded
 from benchmark.perf.clock import Time
 from benchmark.perf.rig import Rig, tiny
 
@@ -95,6 +95,14 @@ def test_an_entry_holds_medians_ratios_and_all_that_they_rest_on(tmp_path: Path)
     assert (made["runs"], made["met"], made["target"], made["checks"]) == (3, True, "≥ 3×", {"apart": 0})
     assert sorted(made["times"]["ours"]["wall"]) == [1.0, 2.0, 9.0] and len(made["times"]["peer"]["cpu"]) == 3
     assert {"name", "unit", "ours", "peer", "ratio", "ratio_without_startup", "counts", "runs"} <= made.keys()
+
+
+def test_a_peer_s_way_may_take_a_single_turn(tmp_path: Path) -> None:
+    bench, turns = Sample(), Turns()
+    bench.trial, bench.peer_once, bench.warm_up = turns, True, False
+    made = run(bench, tmp_path)
+    assert turns.log == ["ours", "peer", "ours", "ours"]
+    assert (made["runs"], made["peer_runs"], made["peer"]) == (3, 1, rounded(8 / 6.5))
 
 
 def test_a_target_may_be_more_than_a_ratio() -> None:

@@ -89,6 +89,8 @@ class Bench(abc.ABC):
     warm_up: bool = True
     once: bool = False
     """Whether one turn tells all: a check, not a time."""
+    peer_once: bool = False
+    """Whether the peer's way takes a single turn: a long one, where no ratio with it is asked for."""
 
     @abc.abstractmethod
     def ready(self, rig: Rig, folder: Path) -> AbstractContextManager[Trial]:
@@ -144,7 +146,8 @@ def _turns(bench: Bench, trial: Trial, runs: int) -> tuple[_Side, _Side]:
         trial.ours(), trial.peer()
     for _ in range(runs):
         ours.turn(trial.ours)
-        peer.turn(trial.peer)
+        if not (bench.peer_once and peer.did):
+            peer.turn(trial.peer)
     return ours, peer
 
 
@@ -164,6 +167,7 @@ def entry(bench: Bench, rig: Rig, trial: Trial, sides: tuple[_Side, _Side], befo
         "ratio_cpu": _ratio(sides, _Side.processor),
         "counts": {name: dict(side.did[-1].work) for name, side in (("ours", ours), ("peer", peer)) if side.did},
         "runs": len(ours.did),
+        "peer_runs": len(peer.did),
         "noisy": any(t.noisy for side in sides for t in side.times),
         "settings": {"device": rig.kind, "threads": rig.threads, "load": before, **trial.settings()},
         "checks": trial.checks(),
