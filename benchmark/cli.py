@@ -265,6 +265,7 @@ def plan(
     """Tell what a run would do: images, edits, disk, and what is missing. Nothing is run."""
     arguments = _arguments(context.params)
     from benchmark import cost as costs
+    from benchmark import fits
     from benchmark import plan as plans
     from benchmark.store import Store as Artifacts
 
@@ -280,7 +281,7 @@ def plan(
         if forecast["seconds"] is None:
             forecast = plans.plan_json(settled, artifacts, costs.calibrated(settled), keep=keep_images.value)
         forecast["flops"] = costs.operations(settled, forecast)
-        forecast["memory"] = costs.memory(settled)
+        forecast["memory"] = fits.memory(settled)
     if prompts:
         forecast["prompts"] = plans.prompts_json(settled)
     _say(forecast if json_ else _forecast(forecast))

@@ -127,7 +127,7 @@ def operations(plan: Plan, forecast: Mapping[str, Any]) -> dict[str, Any] | None
 
 def flops(model: str, size: int) -> Flops | None:
     """Counted on a model without memory for weights, from its configuration files or, without them, the known ones."""
-    configs = _configs(model)
+    configs = configurations(model)
     if configs is None:
         return None
     import torch
@@ -136,7 +136,8 @@ def flops(model: str, size: int) -> Flops | None:
         return _flow(configs, size) if "transformer" in configs else _unet(configs, size)
 
 
-def _configs(model: str) -> Configs | None:
+def configurations(model: str) -> Configs | None:
+    """What the architecture of a model follows from; None if its files are not here and it is not a known one."""
     spec = models.describe(model)
     if spec.built_in:
         return _built_in(spec.name)
@@ -245,18 +246,6 @@ def text_encoders(configs: Configs) -> list[Any]:
     if "text_encoder_2" in configs:
         made.append(T5EncoderModel(T5Config(**_own(configs["text_encoder_2"]))))
     return made
-
-
-def memory(plan: Plan) -> list[dict[str, Any]] | None:
-    """What fits on one card, computed and not measured, at the suite's image size; None for a model that is small
-    enough for any card, or whose architecture is not known."""
-    configs = _configs(str(plan.model.folder or plan.model.name))
-    if configs is None or "transformer" not in configs:
-        return None
-    from benchmark import fits
-
-    found = fits.modes(configs, plan.form.sampler.size, flow_length(configs))
-    return [{**m._asdict(), "card_gb": m.card, "fits": m.fits, "measured": False} for m in found]
 
 
 def _own(config: Config) -> dict[str, Any]:

@@ -8,7 +8,12 @@ workspace and fragments are not in it, so `ROOM` of a card is left free.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmark import cost
+
+if TYPE_CHECKING:
+    from benchmark.plan import Plan
 
 CARDS = {"training": 80, "sampling": 24}
 """GB (10⁹ bytes) of the cards that the modes are for."""
@@ -68,6 +73,15 @@ class Sizes(NamedTuple):
     """The autoencoder's widest layer, in and out."""
 
 
+def memory(plan: Plan) -> list[dict[str, Any]] | None:
+    """The modes at a plan's image size; None for a model that is small enough for any card, or that is not known."""
+    configs = cost.configurations(str(plan.model.folder or plan.model.name))
+    if configs is None or "transformer" not in configs:
+        return None
+    found = modes(configs, plan.form.sampler.size, cost.flow_length(configs))
+    return [{**m._asdict(), "card_gb": m.card, "fits": m.fits, "measured": False} for m in found]
+
+
 def modes(configs: Mapping[str, Config], size: int, length: int) -> list[Mode]:
     """The ways to train and to sample for images of `size` pixels and `length` text tokens, one image at a time."""
     s, layers = sizes(configs, size, length), _layers(configs)
@@ -117,8 +131,6 @@ def sizes(configs: Mapping[str, Config], size: int, length: int) -> Sizes:
 
 def _sizes(configs: Mapping[str, Config], size: int, length: int) -> Sizes:
     import diffusers
-
-    from benchmark import cost
 
     untyped: Any = diffusers
     transformer = untyped.FluxTransformer2DModel.from_config(dict(configs["transformer"]))

@@ -63,10 +63,10 @@ def test_activations_grow_with_the_tokens() -> None:
 
 def test_plan_tells_what_fits_and_that_it_was_not_measured() -> None:
     plan = make_plan("smoke", model="random-flux", methods=["none"])
-    found = cost.memory(plan)
+    found = fits.memory(plan)
     assert found is not None and {m["use"] for m in found} == {"training", "sampling"}
     assert all(m["fits"] and m["measured"] is False for m in found)
-    assert cost.memory(make_plan("smoke", model="random-unet", methods=["none"])) is None
+    assert fits.memory(make_plan("smoke", model="random-unet", methods=["none"])) is None
     lines = cli._memory(found)
     assert len(lines) == 6 and all(line.startswith("memory ") and "(computed, not measured)" in line for line in lines)
     assert cli._memory(None) == []

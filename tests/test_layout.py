@@ -29,7 +29,7 @@ LAYERS = (
     "gates needs scoring",
     "edits sample record",
     "consistency cost",
-    "baseline evaluators merged tables testbed",
+    "baseline evaluators fits merged tables testbed",
     "catalogue cite conformance doctor erase evidence fetch neighbourhood new_method page "
     "referenced regress verify worker",
     "archive compare prune regress_report rescore run suite_table",
@@ -41,7 +41,7 @@ LAYERS = (
 
 TORCH_FREE = (
     "api archive atomic baseline cards catalogue cite claims cli commands compare completion consistency cost data "
-    "data_files declared device engines erase errors evidence frames hubs image_folders inert inputs interface "
+    "data_files declared device engines erase errors evidence fits frames hubs image_folders inert inputs interface "
     "items keeping keys leases memory models new_method paths plan progress prompt_files prune record referenced "
     "registry regress regress_report regress_stats speed stats store suite turns untrusted verify"
 ).split()
