@@ -23,7 +23,7 @@ NASTY = '</td><script>alert(1)</script>"&'
 
 @pytest.fixture(scope="module")
 def committed() -> list[runs.Run]:
-    return runs.read_runs([RESULTS / name for name in ("objects", "celebrity", "explicit", "styles")])
+    return runs.read_runs([RESULTS / name for name in ("objects", "celebrity")])
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +125,16 @@ def test_a_board_without_records_measures_nothing(committed: list[runs.Run]):
 # --- the site ---------------------------------------------------------------------------------------------------------
 def test_boards_lead_to_claims_and_back(tmp_path: Path):
     said: list[str] = []
-    made = site.write([RESULTS / "explicit"], tmp_path / "page", say=said.append)
+    made = site.write([RESULTS / "objects"], tmp_path / "page", say=said.append)
     names = sorted(p.name for p in (tmp_path / "page").glob("claims.*.html"))
     assert names and made.pages == 3 + len(names)
-    for start in ("index.html", "explicit-testbed-v1.html"):
+    for start in ("index.html", "objects-testbed-v2.html"):
         links = re.findall(r'href="([^"#]+)', (tmp_path / "page" / start).read_text("utf-8"))
         assert set(names) <= set(links)
     for name in names:
         text = (tmp_path / "page" / name).read_text("utf-8")
         links = {link for link in re.findall(r'href="([^"#]+)', text) if not link.startswith("data:")}
-        assert "explicit-testbed-v1.html" in links
+        assert "objects-testbed-v2.html" in links
         assert all((tmp_path / "page" / link).is_file() for link in links)
         ids = re.findall(r' id="([^"]+)"', text)
         assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
