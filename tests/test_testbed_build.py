@@ -36,6 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["renders"] = {"train": 96, "validation": 32, "test": 32}
     for stage in ("clip", "evaluator_a", "evaluator_b", "autoencoder", "denoiser"):
         values[stage] |= {"steps": 3, "batch": 8}
+    values["kin"]["steps"] = 3
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
