@@ -316,6 +316,7 @@ class Worker:
     def _draw(self, edit: EditSpec, left: Sequence[Item], share: _Share, spent: Spent) -> None:
         memory.reset()
         before, started = spent.images.get("peak_bytes", 0), time.perf_counter()
+        _add(spent.images, made=0, seconds=0.0)  # others may have made all of it by the time that texts are encoded
         # however this ends, the edit comes off at once and the batch is free for others
         with closing(share), Behind() as behind, closing(self._batches(edit, left, share, spent)) as batches:
             for part, images in batches:

@@ -356,6 +356,27 @@ def test_processes_with_folders_of_their_own_share_a_store(suite: Path, tmp_path
     assert not (store / "leases").exists()
 
 
+def test_what_others_finish_while_texts_are_encoded_is_taken(
+    suite: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Snapshot
+):
+    real = worker._Share.take
+
+    def late(share: worker._Share, part: Any) -> bool:
+        if not (tmp_path / "costs.json").exists():
+            shutil.copytree(few / "store" / "images", tmp_path / "store" / "images", dirs_exist_ok=True)
+            shutil.copy(few / "costs.json", tmp_path)
+        return real(share, part)
+
+    monkeypatch.setattr(worker._Share, "take", late)
+    done(suite, tmp_path, *FEW)
+    assert snapshot(tmp_path) == finished
+    told, theirs = costs(tmp_path), costs(few)
+    assert told["last_run"]["images_made"] == 0 and len(told["runs"]) == 2
+    ours, before = ([run["cells"][slug]["images"] for slug in CELLS] for run in (told, theirs))
+    assert [images["made"] for images in ours] == [images["made"] for images in before]
+    assert sum(i["text_encodes"] for i in ours) > sum(i["text_encodes"] for i in before)
+
+
 def test_one_of_two_processes_is_killed_and_the_other_ends_the_work(suite: Path, tmp_path: Path, finished: Snapshot):
     out, log = tmp_path / "out", tmp_path / "made.txt"
     first, second = start(suite, out, log), start(suite, out, log)
