@@ -105,6 +105,12 @@ def test_a_peer_s_way_may_take_a_single_turn(tmp_path: Path) -> None:
     assert (made["runs"], made["peer_runs"], made["peer"]) == (3, 1, rounded(8 / 6.5))
 
 
+def test_what_takes_long_takes_fewer_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.perf.bench.LONG", 0.0)
+    assert run(Sample(), tmp_path, runs=5)["runs"] == 3
+    assert run(Sample(), tmp_path, runs=2)["runs"] == 2
+
+
 def test_a_target_may_be_more_than_a_ratio() -> None:
     entry = {"ratio": 60.0, "checks": {"error": 1e-3}}
     target = Target("", 50.0, lambda e: e["checks"]["error"] < 1e-5)
@@ -329,7 +335,7 @@ def test_a_profile_says_where_the_time_goes() -> None:
 
     lines = profile.report(tiny())
     text = "\n".join(lines)
-    assert "A whole run: none, uce, 24 images" in text and "Images of one method: 4 of 2 steps" in text
+    assert "A whole run: none, uce, 16 images" in text and "Images of one method: 4 of 2 steps" in text
     assert "  1.00 forwards executed for each that is needed" in lines
     shares = [float(line.split()[-2]) for line in lines if line.endswith(" %")]
     assert len(shares) >= 8 and all(share <= 100.1 for share in shares)

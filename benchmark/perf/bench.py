@@ -7,6 +7,7 @@ counted. Everything is kept: every timing, the processor time beside the wall ti
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class Bench(abc.ABC):
     once: bool = False
     """Whether one turn tells all: a check, not a time."""
     peer_once: bool = False
-    """Whether the peer's way takes a single turn: a long one, where no ratio with it is asked for."""
+    """Whether the peer's way takes a single turn: a long one, so far behind that its spread decides nothing."""
 
     @abc.abstractmethod
     def ready(self, rig: Rig, folder: Path) -> AbstractContextManager[Trial]:
@@ -98,6 +99,11 @@ class Bench(abc.ABC):
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
+FEWEST = 3
+"""Turns of a bench that takes `LONG` seconds and more: a session shall end in a quarter of an hour on slow machines too."""
+LONG = 45.0
+
+
 def run(bench: Bench, rig: Rig, folder: Path, runs: int) -> dict[str, Any]:
     """The bench's entry, see `entry`; with the reason in place of numbers where it cannot be measured here."""
     before = load()
@@ -144,10 +150,13 @@ def _turns(bench: Bench, trial: Trial, runs: int) -> tuple[_Side, _Side]:
     ours, peer = _Side(), _Side()
     if bench.warm_up and not bench.once:
         trial.ours(), trial.peer()
-    for _ in range(runs):
+    begun = time.monotonic()
+    for turn in range(runs):
         ours.turn(trial.ours)
         if not (bench.peer_once and peer.did):
             peer.turn(trial.peer)
+        if turn + 1 >= FEWEST and time.monotonic() - begun > LONG:
+            break
     return ours, peer
 
 

@@ -69,7 +69,7 @@ class _Trial(Trial):
     def __init__(self, rig: Rig, folder: Path) -> None:
         self.rig, self.folder = rig, folder
         self.steps = min(rig.steps, 6)
-        self.suite = suites.celebrity(folder, steps=self.steps, batch=4, templates=2)
+        self.suite = suites.celebrity(folder, steps=self.steps, batch=4, templates=1)
         (self.cell,) = make_plan(str(self.suite), model=rig.named, methods=["none"]).cells
         self.found: dict[str, int | str] = {}
 

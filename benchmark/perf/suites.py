@@ -14,7 +14,7 @@ PORTRAITS = (
     "{concept} in an official photo",
     "an image capturing {concept} at a public event",
 )
-TEMPLATES = 3
+TEMPLATES = 2
 """Of a suite whose times are told: turns of whole suites are most of a session, and their starts most of a turn."""
 ERASED, KEPT = "mira talvane", ("oskar brindle", "juno pellarin", "tobias krell")
 

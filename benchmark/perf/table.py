@@ -62,9 +62,10 @@ _HEAD = """\
 Made by `make perf` (`erasure-bench perf`), never by hand. Each bench does the same work twice in one session, with the
 same model, steps, number format and threads: this harness's way, and the way of published code, written again in our
 own words (`benchmark/perf/`, a file a bench; its docstring says where that way is seen). The sides take turns; numbers
-are medians. **Ratio** is how many times longer the usual way takes; **without start-up** leaves interpreters and
-imports out of both. `noisy` marks times taken while the machine was busy with something else: read the counts then.
-Counts are exact on every machine and are held by tests; times never are.
+are medians over `runs` turns: five, or three and more of a bench that takes long on this machine. **Ratio** is how many
+times longer the usual way takes; **without start-up** leaves interpreters and imports out of both. `noisy` marks times
+taken while the machine was busy with something else: read the counts then. Counts are exact on every machine and are
+held by tests; times never are.
 """
 
 
