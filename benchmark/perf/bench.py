@@ -100,8 +100,8 @@ class Bench(abc.ABC):
 
 # --- running ----------------------------------------------------------------------------------------------------------
 FEWEST = 3
-"""Turns of a bench that takes `LONG` seconds and more: a session shall end in a quarter of an hour on slow machines too."""
-LONG = 45.0
+"""Turns of a bench that takes `LONG` seconds and more, so that a session ends in a quarter of an hour anywhere."""
+LONG = 30.0
 
 
 def run(bench: Bench, rig: Rig, folder: Path, runs: int) -> dict[str, Any]:

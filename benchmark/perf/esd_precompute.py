@@ -46,7 +46,7 @@ class EsdPrecompute(Bench):
 
     @contextmanager
     def ready(self, rig: Rig, folder: Path) -> Iterator[Trial]:
-        yield _Trial(rig, iterations=4 if rig.small else 16 if rig.kind == "cpu" else 200)
+        yield _Trial(rig, iterations=4 if rig.small else 8 if rig.kind == "cpu" else 200)
 
 
 class _Trial(Trial):
