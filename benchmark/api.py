@@ -5,7 +5,7 @@ Committed results are enough to try it:
 >>> from benchmark import api
 >>> objects = api.open_run("results/testbed-3/objects")
 >>> objects
-Results(objects v1 on testbed, embedded form: 15 records in results/testbed-3/objects)
+Results(objects v2 on testbed, embedded form: 15 records in results/testbed-3/objects)
 
 One row an image and protocol; the values are as they were measured, fractions and not percent:
 
@@ -13,11 +13,11 @@ One row an image and protocol; the values are as they were measured, fractions a
 >>> rates = frame[frame.primary].pivot_table("value", "method", "role", observed=True).reset_index()
 >>> print(rates[["method", "erased", "kept"]].round(3).to_string(index=False))
 method  erased  kept
-   esd   0.006 0.893
+   esd   0.006 0.863
   grey   0.000 0.000
- noise   0.994 0.991
-  none   0.989 0.985
-   uce   0.000 0.987
+ noise   0.967 0.983
+  none   0.972 0.978
+   uce   0.006 0.978
 
 The board has a row for each method and request, and one for the mean over requests, with 95 % intervals:
 
@@ -25,8 +25,8 @@ The board has a row for each method and request, and one for the mean over reque
 >>> mean = board[(board.request == "mean") & (board.role == "erasure")].round(3)
 >>> print(mean[["method", "rank", "headline", "headline_lo", "headline_hi"]].to_string(index=False))
 method  rank  headline  headline_lo  headline_hi
-   uce     1     0.994        0.979        0.996
-   esd     2     0.959        0.934        0.974
+   uce     1     0.983        0.966        0.993
+   esd     2     0.943        0.915        0.960
 
 >>> figure = objects.plot("erase_keep")
 >>> figure.savefig("erase_keep.pdf")  # doctest: +SKIP

@@ -203,7 +203,7 @@ Planned = Callable[..., Plan]
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     model, known = Toy(), registry.method_class
-    monkeypatch.setattr(worker.Worker, "_loaded", lambda self, dtype, **_: model)
+    monkeypatch.setattr(worker.Worker, "_loaded", lambda *_, **__: model)
     monkeypatch.setattr(registry, "method_class", lambda name: Tinting if name == "tinting" else known(name))
     monkeypatch.setattr(evaluators, "load", lambda name, *_: Colours())
     monkeypatch.setattr(evaluators, "weights_hash", lambda name, *_, **__: "c0")
