@@ -46,9 +46,10 @@ def work(given):
                 with leases.hold("part", part):
                     if not (root / part).exists():
                         time.sleep(given["seconds"])
+                        (root.parent / part).write_text(part)
+                        os.replace(root.parent / part, root / part)  # a kill leaves all of it or none
                         with (root / "made.txt").open("a") as log:
                             log.write(f"{part} {os.getpid()}\\n")
-                        (root / part).write_text(part)
 
     pieces = {f"p{i}": (lambda i=i: piece(f"p{i}")) for i in range(given["pieces"])}
     take_turns(pieces, leases, done=lambda name: False)
