@@ -42,14 +42,13 @@ def work(given):
     def piece(name):
         for k in range(given["parts"]):
             part = f"{name}.{k}"
-            if not (root / part).exists():
-                with leases.hold("part", part):
-                    if not (root / part).exists():
-                        time.sleep(given["seconds"])
-                        (root.parent / part).write_text(part)
-                        os.replace(root.parent / part, root / part)  # a kill leaves all of it or none
-                        with (root / "made.txt").open("a") as log:
-                            log.write(f"{part} {os.getpid()}\\n")
+            with leases.hold("part", part):  # asked for though the part be there: so a dead one's claim goes
+                if not (root / part).exists():
+                    time.sleep(given["seconds"])
+                    (root.parent / part).write_text(part)
+                    os.replace(root.parent / part, root / part)  # a kill leaves all of it or none
+                    with (root / "made.txt").open("a") as log:
+                        log.write(f"{part} {os.getpid()}\\n")
 
     pieces = {f"p{i}": (lambda i=i: piece(f"p{i}")) for i in range(given["pieces"])}
     take_turns(pieces, leases, done=lambda name: False)
