@@ -105,10 +105,13 @@ def test_a_peer_s_way_may_take_a_single_turn(tmp_path: Path) -> None:
     assert (made["runs"], made["peer_runs"], made["peer"]) == (3, 1, rounded(8 / 6.5))
 
 
-def test_what_takes_long_takes_fewer_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmark.perf.bench.LONG", 0.0)
-    assert run(Sample(), tmp_path, runs=5)["runs"] == 3
-    assert run(Sample(), tmp_path, runs=2)["runs"] == 2
+def test_a_peer_s_way_that_takes_long_takes_fewer_turns_and_ours_all(tmp_path: Path) -> None:
+    bench, turns = Sample(), Turns()
+    bench.trial, bench.patience, bench.warm_up = turns, 0.0, False
+    made = run(bench, tmp_path, runs=5)
+    assert turns.log == ["ours", "peer"] * 3 + ["ours", "ours"] and (made["runs"], made["peer_runs"]) == (5, 3)
+    again = run(bench, tmp_path, runs=2)
+    assert (again["runs"], again["peer_runs"]) == (2, 2)
 
 
 def test_a_target_may_be_more_than_a_ratio() -> None:

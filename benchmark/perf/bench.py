@@ -1,7 +1,8 @@
 """What a bench is, how its two sides are timed side by side, and what is written of it. No torch.
 
 The sides take turns, so that a machine that slows down slows both; the first turn of each is a warm-up and is not
-counted. Everything is kept: every timing, the processor time beside the wall time, the work that each side did.
+counted. Where the peer's way takes so long that a session would not end in a quarter of an hour, it leaves the last
+turns to ours. Everything is kept: every timing, the processor time beside the wall time, the work that each side did.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class Bench(abc.ABC):
     """Whether one turn tells all: a check, not a time."""
     peer_once: bool = False
     """Whether the peer's way takes a single turn: a long one, so far behind that its spread decides nothing."""
+    patience: float = 50.0
+    """Seconds of turns from which the peer's way, after `FEWEST` of its own, takes no more of them."""
 
     @abc.abstractmethod
     def ready(self, rig: Rig, folder: Path) -> AbstractContextManager[Trial]:
@@ -100,8 +103,7 @@ class Bench(abc.ABC):
 
 # --- running ----------------------------------------------------------------------------------------------------------
 FEWEST = 3
-"""Turns of a bench that takes `LONG` seconds and more, so that a session ends in a quarter of an hour anywhere."""
-LONG = 30.0
+"""Turns that the peer's way takes however long they are; ours takes all that were asked for."""
 
 
 def run(bench: Bench, rig: Rig, folder: Path, runs: int) -> dict[str, Any]:
@@ -153,10 +155,9 @@ def _turns(bench: Bench, trial: Trial, runs: int) -> tuple[_Side, _Side]:
     begun = time.monotonic()
     for turn in range(runs):
         ours.turn(trial.ours)
-        if not (bench.peer_once and peer.did):
+        enough = turn >= FEWEST and time.monotonic() - begun > bench.patience
+        if not enough and not (bench.peer_once and turn):
             peer.turn(trial.peer)
-        if turn + 1 >= FEWEST and time.monotonic() - begun > LONG:
-            break
     return ours, peer
 
 

@@ -63,8 +63,9 @@ class _Trial(Trial):
         self.total = sum(len(cell.items) for cell in self.plan.cells)
         self.scripts = Scripts(self.plan, self.suite, rig, folder / "peer")
         self.after: list[float] = []
-        self._run("whole", lazy=True)
+        whole = stage.start("run", rig, folder, **self._told("whole", True))  # not timed: both at once
         self.scripts.run(METHODS[:1])
+        stage.finished(whole, "run", folder)
 
     def ours(self) -> Did:
         started = time.perf_counter()

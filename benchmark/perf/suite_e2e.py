@@ -36,6 +36,7 @@ class SuiteE2E(Bench):
     )
     targets = {"cpu": Target("≥ 3× cold", 3.0), "cuda": Target("≥ 6× cold", 6.0)}
     warm_up = False  # every turn starts processes of its own
+    patience = 330.0  # the one that tells most: five turns of both on all but slow machines
 
     @contextmanager
     def ready(self, rig: Rig, folder: Path) -> Iterator[Trial]:

@@ -62,10 +62,10 @@ _HEAD = """\
 Made by `make perf` (`erasure-bench perf`), never by hand. Each bench does the same work twice in one session, with the
 same model, steps, number format and threads: this harness's way, and the way of published code, written again in our
 own words (`benchmark/perf/`, a file a bench; its docstring says where that way is seen). The sides take turns; numbers
-are medians over `runs` turns: five, or three and more of a bench that takes long on this machine. **Ratio** is how many
-times longer the usual way takes; **without start-up** leaves interpreters and imports out of both. `noisy` marks times
-taken while the machine was busy with something else: read the counts then. Counts are exact on every machine and are
-held by tests; times never are.
+are medians over `runs` turns: five of ours, and of the usual way as many, or the second number where it takes so long
+here that the whole would not end in a quarter of an hour. **Ratio** is how many times longer the usual way takes;
+**without start-up** leaves interpreters and imports out of both. `noisy` marks times taken while the machine was busy
+with something else: read the counts then. Counts are exact on every machine and are held by tests; times never are.
 """
 
 
@@ -105,7 +105,12 @@ def _line(e: Entry) -> str:
     ratios = [_times(e[name]) for name in ("ratio", "ratio_without_startup")]
     met = {True: "yes", False: "**no**", None: ""}[e["met"]] + (" (noisy)" if e["noisy"] else "")
     values = [_value(e[side], e["unit"]) for side in ("ours", "peer")]
-    return _row([e["name"], *values, *ratios, str(e["runs"]), e["target"] or "", met])
+    return _row([e["name"], *values, *ratios, _turns(e), e["target"] or "", met])
+
+
+def _turns(e: Entry) -> str:
+    ours, peer = e["runs"], e["peer_runs"]
+    return str(ours) if ours == peer else f"{ours}, {peer}"
 
 
 def _row(cells: Iterable[str]) -> str:
