@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,7 +133,9 @@ def driver() -> str | None:
     return found[1] if found else None
 
 
+@cache
 def _version(name: str) -> str | None:
+    """Of an installed package, read once: every key of a plan asks for it."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -210,7 +210,7 @@ def split(label: str) -> tuple[str, str | None]:
 
 def _typed(label: str, cls: type[Method], given: Values) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in given:
         if key not in known:
             raise BadInput(did_you_mean(key, known, f"field of {label}"))
@@ -220,10 +220,15 @@ def _typed(label: str, cls: type[Method], given: Values) -> dict[str, Any]:
     return {key: _value(f"{label}: {key}", hints[key], value) for key, value in given.items()}
 
 
+# Both are asked for by every cell of a plan.
+_hints = cache(typing.get_type_hints)
+_adapter = cache(TypeAdapter[Any])
+
+
 def _value(where: str, hint: Any, value: Any) -> Any:
     try:
         # As JSON, a list stands for a tuple, and nothing else is converted.
-        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+        return _adapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise BadInput(f"{where}: {error.errors()[0]['msg']}, got {value!r:.200}") from None
     except TypeError:
