@@ -506,7 +506,7 @@ import sys
 from pathlib import Path
 from benchmark import journal, run
 journal.EVERY_S, journal.SHARE = 0.0, float("inf")
-fields = {"esd": {"iterations": 30, "steps": 3, "train": "x-strict"}}
+fields = {"esd": {"iterations": 12, "steps": 3, "train": "x-strict"}}
 run.execute(run.RunOptions(suite=sys.argv[1], methods=("esd",), out=Path(sys.argv[2]), quiet=True, fields=fields))
 """
 
@@ -517,7 +517,7 @@ def test_a_process_killed_within_a_training_is_gone_on_from_by_the_next(
     """The next takes over the claim of the dead one, and its checkpoint: with SIGKILL nobody says good-bye."""
     suite, out = tmp_path / "tiny.yaml", tmp_path / "out"
     suite.write_text(SUITE)
-    fields = {"esd": {"iterations": 30, "steps": 3, "train": "x-strict"}}
+    fields = {"esd": {"iterations": 12, "steps": 3, "train": "x-strict"}}
     options = run.RunOptions(suite=str(suite), methods=("esd",), out=tmp_path / "whole", quiet=True, fields=fields)
     assert run.execute(options) == 0
     process = subprocess.Popen([sys.executable, "-c", PROCESS, str(suite), str(out)])
