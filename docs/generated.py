@@ -1,4 +1,4 @@
-"""What these pages take from the code: commands, methods, protocols, and the notebook's cells, as Markdown.
+"""What these pages take from code and records: commands, methods, protocols, a notebook, measured tables, as Markdown.
 
 A page asks for one of them by a comment on a line of its own: `<!-- generated: commands -->`. No torch.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import measured
 import typer
 from typer.testing import CliRunner
 
@@ -135,8 +136,12 @@ def notebook() -> str:
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
+    "adversarial": measured.adversarial,
     "commands": commands,
+    "finegrained": measured.finegrained,
+    "kinds": measured.kinds,
     "methods": methods,
+    "missed": measured.missed,
     "notebook": notebook,
     "protocols": protocols,
 }

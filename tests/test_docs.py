@@ -42,6 +42,7 @@ def module(name: str) -> ModuleType:
     return made
 
 
+sys.modules["measured"] = measured = module("measured")  # as `generated` finds its neighbour
 generated, examples, walk = module("generated"), module("run_examples"), module("walk")
 
 
@@ -286,6 +287,44 @@ def test_the_pages_build_without_a_warning(tmp_path: Path):
     assert not re.search(r'<(script|link|img)[^>]*(src|href)="https?:', out), "a page asks the network for something"
     commands = (tmp_path / "html" / "reference" / "commands.html").read_text(encoding="utf-8")
     assert all(f"erasure-bench {name}" in commands for name in generated.command_names())
+
+
+# --- measured tables ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Records of one request, by two judges: `good` meets the aim, `bad` leaves half, `grey` is a control."""
+    rates = {"none": (1.0, 0.8), "good": (0.1, 0.7), "bad": (0.5, 0.4), "grey": (0.9, 0.0)}
+    roles = {"none": "baseline", "grey": "control"}
+    folder = tmp_path / "kinds" / "records"
+    folder.mkdir(parents=True)
+    for label, (erased, kept) in rates.items():
+        by_role = {"erased": {"mean": erased}, "kept": {"mean": kept}}
+        other = {"erased": {"mean": 1.0}, "kept": {"mean": kept}}
+        record = {
+            "method": {"label": label, "role": roles.get(label, "erasure")},
+            "request": {"name": "erase:kofi_ardenne"},
+            "summary": {"by_role": {"testbed/top1": by_role, "testbed-b/top1": other}},
+        }
+        (folder / f"{label}.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    measured.records.cache_clear()
+    yield tmp_path
+    measured.records.cache_clear()
+
+
+def test_tables_of_kinds_tell_both_judges_and_who_misses(planted: Path):
+    erased, synonym, adjacent, kept = measured.kinds().split("\n\n**")
+    assert [line.split(" |")[0] for line in erased.splitlines()[4:]] == ["| `none`", "| `bad`", "| `good`", "| `grey`"]
+    assert "| `none` | 100 |" in erased and "| `bad` | 50 / 100 |" in erased and "| `bad` | 40 |" in kept
+    assert "kofi ardenne" in erased and "| `none` |" in adjacent and "synonyms" in synonym
+    assert measured.missed() == "- `bad`: kofi ardenne (50 % left), kofi ardenne (50 % kept)"
+
+
+@pytest.mark.parametrize(("suite_", "parts"), [("kinds", ["kinds"]), ("ablation", ["adversarial", "finegrained"])])
+def test_measured_tables_have_a_number_for_every_record(suite_: str, parts: list[str]):
+    made = "\n".join(generated.PARTS[part]() for part in parts)
+    assert measured.records(suite_) and all(f"| `{label}` |" in made for label in measured.methods(suite_))
+    assert "n/a" not in made
 
 
 # --- what stands beside the code ------------------------------------------------------------------------------------
