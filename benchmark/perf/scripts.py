@@ -31,6 +31,13 @@ class Scripts:
         """All stages of the methods, one after another."""
         return stage.together([did for method in methods for did in self._method(method)])
 
+    def generate(self, method: str) -> Did:
+        """A method's images alone; with its edit, where that was made."""
+        place = self.folder / method
+        weights, images = place / "edit.safetensors", place / "images"
+        told = {"weights": str(weights) if weights.exists() else "", "rows": self.rows, "size": self.size}
+        return stage.call("generate", self.rig, place, images=str(images), **told)
+
     def _method(self, method: str) -> list[Did]:
         place = self.folder / method
         weights, images = place / "edit.safetensors", place / "images"
@@ -39,10 +46,7 @@ class Scripts:
         if method != "none" and not weights.exists():
             told = {"suite": str(self.suite), "method": method, "weights": str(weights)}
             done.append(stage.call("edit", self.rig, place, **told))
-        with_edit = {"weights": str(weights) if weights.exists() else ""}
-        done.append(
-            stage.call("generate", self.rig, place, rows=self.rows, images=str(images), size=self.size, **with_edit)
-        )
+        done.append(self.generate(method))
         for metric in METRICS:
             scores = str(place / f"{metric}-scores.json")
             done.append(
