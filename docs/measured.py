@@ -119,7 +119,8 @@ def finegrained() -> str:
 def _ablated(order: Sequence[str]) -> str:
     names = requests("ablation")
     found = {(r["method"]["label"], r["request"]["name"]): r for r in records("ablation")}
-    head = ["method", *(f"{_asked(name)}: {what}" for name in names for what in ("still seen ↓", *MEASURES.values(), "H ↑"))]
+    told = ("still seen ↓", *MEASURES.values(), "H ↑")
+    head = ["method", *(f"{_asked(name)}: {what}" for name in names for what in told)]
     labels = methods("ablation", order)
     return table(head, [[_code(m), *(c for n in names for c in _cells(found.get((m, n))))] for m in labels])
 
