@@ -27,6 +27,7 @@ from benchmark.engines.child import Child
 from benchmark.engines.local import LocalEngine
 from benchmark.engines.slurm import SlurmEngine
 from benchmark.errors import BadInput, BenchError, Missing
+from benchmark.leases import Leases
 
 TOY = '''
 import json, os, sys, time
@@ -100,7 +101,11 @@ def made(job: Job) -> dict[str, str]:
 
 
 def whole(job: Job) -> None:
-    """All parts are there, whole, and no claim is left."""
+    """All parts are there, whole, and no claim is left; who is killed while it makes or gives back a claim leaves that
+    claim's hidden file, which is nobody's and which a sweep takes."""
+    leases = Path(job.payload["root"]) / "leases"
+    assert not list(leases.glob("[!.]*"))
+    Leases(leases, expiry_s=0).sweep()
     root, wanted = Path(job.payload["root"]), [f"p{i}.{k}" for i in range(4) for k in range(job.payload["parts"])]
     assert sorted(p.name for p in root.iterdir()) == sorted([*wanted, "made.txt"])
     assert all((root / name).read_text() == name for name in wanted)
