@@ -49,9 +49,9 @@ def targets(names: Sequence[str], form: FormName) -> tuple[Target, ...]:
 
 
 def kind_of(erase: Sequence[Target]) -> str:
-    """The kind of all, or `*` if they differ: what presets are chosen by."""
+    """The kind of all, or `*` if they differ, with `+` for several: what presets are chosen by."""
     kinds = {target.kind for target in erase}
-    return kinds.pop() if len(kinds) == 1 else "*"
+    return (kinds.pop() if len(kinds) == 1 else "*") + ("+" if len(erase) > 1 else "")
 
 
 def erase(

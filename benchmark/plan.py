@@ -273,7 +273,7 @@ class _Builder:
         )
 
     def _method(self, label: str, request: RequestSpec, above: tuple[str, ...]) -> MethodSpec:
-        method = registry.resolve(label, model=self.model.name, kind=request.kind, passed=self.passed.get(label))
+        method = registry.resolve(label, model=self.model.name, kind=request.preset_kind, passed=self.passed.get(label))
         if label in above:
             raise BadInput(f"methods need each other's edits in a circle: {' → '.join((*above, label))}")
         # An unknown name among the needs is found here, before anything runs.

@@ -173,6 +173,9 @@ def _checked(found: Any, name: str, where: str) -> type[Method]:
 def resolve(label: str, *, model: str = "", kind: str = "*", passed: Values | None = None) -> MethodSpec:
     """A method by label with its fields: class defaults < variant < preset of model and kind < those passed.
 
+    A kind with `+` at its end, such as `identity+`, is that of a request for several concepts at once: presets for
+    such requests stand before those of one concept.
+
     `BadInput` for an unknown method, variant or field, or a value of the wrong type.
     """
     name, variant = split(label)
@@ -246,7 +249,8 @@ def _json(label: str, values: Values) -> dict[str, Any]:
 def _preset(label: str, model: str, kind: str) -> tuple[str | None, Values]:
     """By the full label only: a preset of `esd` would make `esd@paper` something else than it is called."""
     of_label = presets().get(model, {}).get(label, {})
-    for which in (kind, "*"):
+    alone = kind.removesuffix("+")
+    for which in (kind, "*") if alone == kind else (kind, "*+", alone, "*"):
         if which in of_label:
             return f"{model}/{label}/{which}", of_label[which]
     return None, {}
@@ -254,7 +258,7 @@ def _preset(label: str, model: str, kind: str) -> tuple[str | None, Values]:
 
 @cache
 def presets(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Model → method label → kind or `*` → fields, from `methods/presets.yaml`; empty if there is none."""
+    """Model → label → kind, `*`, or either with `+` → fields, from `methods/presets.yaml`; empty if there is none."""
     path = path or _presets_path()
     if path is None or not path.is_file():
         return {}

@@ -405,9 +405,14 @@ class RequestSpec:
 
     @property
     def kind(self) -> Kind | Literal["*"]:
-        """The kind of all erased concepts, or `*` if they differ: what presets are chosen by."""
+        """The kind of all erased concepts, or `*` if they differ."""
         kinds = {c.kind for c in self.erase}
         return kinds.pop() if len(kinds) == 1 else "*"
+
+    @property
+    def preset_kind(self) -> str:
+        """What presets are chosen by: the kind, with `+` for several concepts at once."""
+        return f"{self.kind}+" if len(self.erase) > 1 and self.strategy == "joint" else self.kind
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -150,6 +150,16 @@ def test_a_sequential_request_makes_erasures_sequential_and_nothing_else(package
     assert edit is not None and edit.given["single"].strategy == "sequential"
 
 
+def test_presets_of_several_concepts_are_for_joint_requests(package: str, tmp_path: Path):
+    (tmp_path / "plannedmethods" / "presets.yaml").write_text("random-unet: {plain: {'*': {lr: 1}, object+: {lr: 2}}}")
+    one_by_one = tmp_path / "sequential.yaml"
+    one_by_one.write_text(SUITE.replace("[cat, dog, horse],", "[cat, dog, horse], strategy: sequential,"))
+    used = {suite: cell(planned(suite, "plain"), "plain", "erase:three").method for suite in (package, str(one_by_one))}
+    assert [m.preset for m in used.values()] == ["random-unet/plain/object+", "random-unet/plain/*"]
+    assert [m.fields["lr"] for m in used.values()] == [2, 1]
+    assert cell(planned(package, "plain"), "plain").method.preset == "random-unet/plain/*"
+
+
 def test_a_family_that_is_not_supported_is_not_applicable_with_the_reason(package: str):
     plan = planned(package, "flowonly", "needsflow")
     assert cell(plan, "flowonly").reason == "flowonly works on transformer-flow; random-unet is unet-epsilon"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,30 @@ def test_fields_come_from_defaults_then_variant_then_preset_then_those_passed(fa
     assert registry.resolve("fake", model="sd14", kind="object").preset is None
     # A variant stays what it is called: the plain method's preset does not reach it.
     assert registry.resolve("fake@hard", model="testbed", kind="object").preset is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("identity", "identity"),
+        ("object", "*"),
+        ("identity+", "*+"),
+        ("style+", "style+"),
+        ("*+", "*+"),
+        ("*", "*"),
+    ],
+)
+def test_presets_of_several_concepts_stand_before_those_of_one(fakes: Path, kind: str, found: str):
+    presets = {"identity": 1, "*": 2, "style+": 3, "*+": 4}
+    (fakes / "presets.yaml").write_text(json.dumps({"testbed": {"fake": {k: {"lr": v} for k, v in presets.items()}}}))
+    spec = registry.resolve("fake", model="testbed", kind=kind)
+    assert (spec.preset, spec.fields["lr"]) == (f"testbed/fake/{found}", presets[found])
+
+
+def test_without_presets_of_several_those_of_one_serve(fakes: Path):
+    (fakes / "presets.yaml").write_text("testbed: {fake: {identity: {lr: 1}, '*': {lr: 2}}}")
+    assert registry.resolve("fake", model="testbed", kind="identity+").preset == "testbed/fake/identity"
+    assert registry.resolve("fake", model="testbed", kind="object+").preset == "testbed/fake/*"
 
 
 @pytest.mark.parametrize(
