@@ -12,7 +12,7 @@ from benchmark import baseline, paths, record
 from benchmark.consistency import faults
 from benchmark.errors import BadInput, Damaged
 from benchmark.tables import board, written
-from benchmark.untrusted import parse_json, read_bytes
+from benchmark.untrusted import gunzip, parse_json, read_bytes
 
 Record = dict[str, Any]
 
@@ -48,7 +48,7 @@ def load(text: str, *, like: Evidence | None = None) -> Evidence:
 
 
 def _folder(path: Path) -> Evidence:
-    if (path / "records").is_dir() or list(path.glob("*.seed*.json")):
+    if (path / "records").is_dir() or list(path.glob("*.seed*.json*")):
         return Evidence(label=str(path), records=tuple(dict(r) for r in board.read_records(path)))
     if (path / "board.json").is_file():
         return _file("board.json", read_bytes(path / "board.json"), str(path))
@@ -57,7 +57,7 @@ def _folder(path: Path) -> Evidence:
 
 def _file(name: str, content: bytes, label: str) -> Evidence:
     try:
-        values = parse_json(content)
+        values = parse_json(gunzip(content) if name.endswith(record.PACKED) else content)
     except ValueError as error:
         raise BadInput(f"{label} is not JSON ({error}); give a record, a baseline, a board.json or a run") from None
     try:

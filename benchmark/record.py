@@ -32,9 +32,11 @@ from benchmark.keys import canonical
 from benchmark.metrics import rules
 from benchmark.metrics.protocols import protocol
 from benchmark.plan import Cell, Plan
-from benchmark.untrusted import parse_json, plain_name, read_bytes
+from benchmark.untrusted import gunzip, parse_json, plain_name, read_bytes
 
 SCHEMA = 2
+PACKED = ".gz"
+"""Ends the name of a record that `gzip` has packed, as those under `results/` are; runs write them plain."""
 
 
 def _to_2(values: dict[str, Any]) -> dict[str, Any]:
@@ -438,9 +440,8 @@ def write(path: Path, record: Record) -> None:
 
 def read(path: Path) -> Record:
     """Read a record, of this or an older schema; `Damaged` if it is not JSON, `BadInput` if it is no record."""
-    content = read_bytes(path)
     try:
-        values = parse_json(content)
+        values = values_of(path)
     except ValueError as error:
         raise Damaged(f"{path} is not JSON ({error}); delete it and run again") from None
     try:
@@ -466,6 +467,22 @@ def upgraded(values: Any, upgrades: Mapping[int, Callable[[dict[str, Any]], dict
     return values
 
 
+def values_of(path: Path) -> Any:
+    """What the file of a record holds, packed or not; ValueError if that is not JSON."""
+    content = read_bytes(path)
+    return parse_json(gunzip(content) if path.suffix == PACKED else content)
+
+
+def listed(folder: Path) -> list[Path]:
+    """The files of a folder's records, by name; BadInput for one that is there both packed and not."""
+    found = {path.name: path for path in folder.glob("*.json")}
+    packed = {path.stem: path for path in folder.glob(f"*.json{PACKED}")}
+    if twice := sorted(found.keys() & packed.keys()):
+        raise BadInput(f"{folder} has {twice[0]} and the same packed; remove one of them")
+    both = found | packed
+    return [both[name] for name in sorted(both)]
+
+
 def read_all(folder: Path) -> list[Record]:
     """The records of a folder, by file name."""
-    return [read(path) for path in sorted(folder.glob("*.json"))]
+    return [read(path) for path in listed(folder)]

@@ -309,7 +309,7 @@ def _reference_images(named: Mapping[str, str]) -> tuple[image_folders.ImageFile
 # --- written ----------------------------------------------------------------------------------------------------------
 def _write(records: Sequence[record.Record], run: Path, out: Path) -> None:
     """Records, boards and checksums in a folder that appears whole, or not at all."""
-    names = [path.name for path in sorted((run / "records").glob("*.json"))]
+    names = [path.name.removesuffix(record.PACKED) for path in record.listed(run / "records")]
     try:
         with atomic.folder(out) as temporary:
             for name, one in zip(names, records, strict=True):

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import stat
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,6 +42,20 @@ def read_bytes(path: Path, most: int = DATA) -> bytes:
     if len(content) > most:
         raise BadInput(f"{path}: more than {most:,} bytes; this is none of ours")
     return content
+
+
+def gunzip(content: bytes, most: int = DATA) -> bytes:
+    """What gzip packed; ValueError if it is not whole, has something behind it, or would be more than `most` bytes."""
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        found = unpacker.decompress(content, most + 1)
+    except zlib.error as error:
+        raise ValueError(f"not what gzip writes: {error}") from None
+    if len(found) > most:
+        raise ValueError(f"more than {most:,} bytes unpacked; this is none of ours")
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("not one whole gzip file")
+    return found
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

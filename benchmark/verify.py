@@ -15,6 +15,7 @@ from benchmark.consistency import faults
 from benchmark.errors import BadInput, BenchError
 from benchmark.keeping import FILE, PIXELS, decode
 from benchmark.keys import EDITS, LENGTH, parse_items, pixel_hash
+from benchmark.record import listed, values_of
 from benchmark.tables import board
 from benchmark.untrusted import images, inside, parse_json, plain_name, read_bytes
 
@@ -121,9 +122,9 @@ def _where(found: bytes, expected: bytes) -> str:
 def _records(out: Path) -> tuple[dict[str, Any], list[str]]:
     records: dict[str, Any] = {}
     broken: list[str] = []
-    for path in sorted((out / "records").glob("*.json")):
+    for path in listed(out / "records"):
         try:
-            records[path.name] = parse_json(read_bytes(path))
+            records[path.name] = values_of(path)
         except (BadInput, ValueError) as error:
             broken.append(f"records/{path.name}: cannot be read: {error}")
     return records, broken

@@ -6,11 +6,12 @@ never older than the records under `results/`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from benchmark.record import listed, values_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "testbed-3"
 JUDGES = ("testbed/top1", "testbed-b/top1")
@@ -24,8 +25,7 @@ Record = Mapping[str, Any]
 @cache
 def records(suite: str) -> tuple[Record, ...]:
     """The records of a suite, by method as the suite has them and by request."""
-    paths = sorted((RESULTS / suite / "records").glob("*.json"))
-    return tuple(json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    return tuple(values_of(path) for path in listed(RESULTS / suite / "records"))
 
 
 def methods(suite: str, order: Sequence[str] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -250,6 +251,47 @@ def test_a_record_changed_after_the_run_was_sealed_makes_no_table(tmp_path: Path
     path = sorted((folder / "records").glob("*.json"))[0]
     path.write_text(json.dumps(set_in(json.loads(path.read_bytes()), "provenance.python", "3.0.0")))
     told(Damaged, "changed since the run wrote SHA256SUMS", lambda: board.read_records(folder))
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
+
+
+def test_packed_records_are_the_same_records(tmp_path: Path):
+    for path in (SMOKE / "records").glob("*.json"):
+        (tmp_path / "records").mkdir(exist_ok=True)
+        (tmp_path / "records" / f"{path.name}.gz").write_bytes(packed(path.read_bytes()))
+    assert board.files(board.read_records(tmp_path)) == board.files(board.read_records(SMOKE))
+    assert evidence.load(str(tmp_path)).records == evidence.load(str(SMOKE)).records
+    one = next((tmp_path / "records").iterdir())
+    assert evidence.load(str(one)).records == (record.read(one).model_dump(mode="json", by_alias=True),)
+    (tmp_path / "records" / one.stem).write_bytes((SMOKE / "records" / one.stem).read_bytes())
+    told(BadInput, f"has {one.stem} and the same packed", lambda: board.read_records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{}", "not what gzip writes"),
+        (b"", "not one whole gzip file"),
+        (packed(b"{}" * 999)[:-9], "not one whole gzip file"),
+        (packed(b"{}") + packed(b"{}"), "not one whole gzip file"),
+        (packed(b"{"), "is not JSON"),
+    ],
+)
+def test_what_is_packed_wrongly_is_named(tmp_path: Path, content: bytes, said: str):
+    path = tmp_path / "r.json.gz"
+    path.write_bytes(content)
+    told(Damaged, said, lambda: record.read(path))
+    told(Damaged, said, lambda: board.read_records(tmp_path))
+    told(BadInput, said, lambda: evidence.load(str(path)))
+
+
+def test_a_small_file_that_unpacks_without_end_is_refused():
+    packed_zeros = packed(bytes(10**6))
+    assert len(packed_zeros) < 2000 and untrusted.gunzip(packed_zeros, most=10**6) == bytes(10**6)
+    with pytest.raises(ValueError, match="more than 999,999 bytes unpacked"):
+        untrusted.gunzip(packed_zeros, most=10**6 - 1)
 
 
 def test_checksums(tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from benchmark import record
 from benchmark.declared import dotted
 from benchmark.errors import BadInput
 from benchmark.page.anchors import slug
@@ -38,7 +39,8 @@ class Run:
 
     def named(self) -> list[tuple[Record, str]]:
         """The records, each with its cell's name, such as `esd.erase_bird.seed0`."""
-        return [(r, f.stem) for r, f in zip(self.records, self.files, strict=True)]
+        names = [file.name.removesuffix(record.PACKED).removesuffix(".json") for file in self.files]
+        return list(zip(self.records, names, strict=True))
 
     @property
     def embedded(self) -> bool:
@@ -77,7 +79,7 @@ def _read(folder: Path, store: Path | None, taken: dict[str, int]) -> Run:
 
 
 def _records(root: Path) -> tuple[list[Record], list[Path]]:
-    files = sorted((root / "records").glob("*.json"))
+    files = record.listed(root / "records")
     return (boards.read_records(root) if files else []), files
 
 

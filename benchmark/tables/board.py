@@ -18,7 +18,7 @@ from benchmark.metrics.balance import headline
 from benchmark.metrics.protocols import protocol, unmixed
 from benchmark.metrics.summary import ROLES, source
 from benchmark.metrics.validity import gate
-from benchmark.record import read
+from benchmark.record import listed, read
 from benchmark.tables.columns import Board as Board
 from benchmark.tables.columns import Record as Record
 from benchmark.tables.columns import Row as Row
@@ -42,7 +42,7 @@ def read_records(folder: str | Path) -> list[Record]:
     """
     root = Path(folder)
     root = root / "records" if (root / "records").is_dir() else root
-    paths = sorted(root.glob("*.json"))
+    paths = listed(root)
     if not paths:
         raise BadInput(f"no records (*.json) in {root}; `erasure-bench run` writes them under OUT/records")
     for path in paths:
