@@ -62,7 +62,7 @@ else
 endif
 
 test: setup ## run the tests: make test [ARGS='--slow -k sample']
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## what CI runs: lint, types, tests
 	@$(BIN)/ruff check .

@@ -25,6 +25,12 @@ FLAGS = {
     "weights": "needs downloaded weights",
 }
 
+LONGEST = (
+    *("methods", "journal", "run", "conformance", "fade_adv", "ant", "testbed_build", "docs", "fade_fg", "esd", "cpe"),
+    *("suites_shipped", "testbed_flow", "backbones", "page", "worker", "crash", "new_method", "offline", "perf"),
+)
+"""Files whose tests take longest, in that order: a worker that began one of them last would work on alone."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=0, metavar="N", help="try N malformed documents of each kind")
@@ -39,6 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if flag in item.keywords:
                     item.add_marker(skip)
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
