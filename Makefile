@@ -93,6 +93,13 @@ leaderboard: setup ## every suite with every method, hours: make leaderboard [MO
 	done
 	@$(BIN)/erasure-bench board 'runs/all/$(notdir $(MODEL))' --format md
 
+RUNS      ?=
+COMMITTED = $(if $(filter testbed,$(MODEL)),testbed-3,$(notdir $(MODEL)))
+
+.PHONY: boards
+boards: setup ## committed boards and their leaderboard from committed records: make boards [MODEL= RUNS='runs/all/testbed/birds']
+	@$(BIN)/python -m benchmark.tables.committed 'results/$(COMMITTED)' $(RUNS)
+
 tables: setup ## papers' tables, claimed and measured and recomputed, into results/tables
 	@$(BIN)/erasure-bench tables --out results/tables $(ARGS)
 
