@@ -455,21 +455,6 @@ def test_a_paper_form_with_files_runs_end_to_end(pipeline: Path, tmp_path: Path,
     assert "clean-fid/1" in record["summary"]["metrics"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(p.stem for p in paths.suites().glob("*.yaml")))
-def test_every_paper_form_runs_end_to_end(name: str, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Plans, images, scores, records and board of what the paper asks for, by judges that stand in."""
-    told, out = run_paper_form(name, pipeline, tmp_path, monkeypatch)
-    assert told["form"] == "paper" and {r["status"] for r in told["rows"]} == {"ok"}
-    records = board.read_records(out)
-    asked = paths.suites() / f"{name}.yaml"
-    form = suite.load(str(asked)).forms.paper
-    assert form is not None
-    assert {protocol for r in records for protocol in r["protocols"]} == set(form.protocols)
-    assert all(set(r["rows"]["role"]) <= set(form.prompts.model_dump()) for r in records)
-    assert len(records) == 3 * len({r["request"]["name"] for r in records})
-
-
 def test_settings_of_rows_count_where_the_suite_says_so(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
