@@ -189,10 +189,11 @@ def _tex_table(
     under: Callable[[Column], list[str]],
     spell: Callable[[Cell, str], str],
 ) -> list[str]:
-    lines = ["", r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{_tex(title)}}}"]
+    told = f"The paper's {title}" if title.startswith("Table ") else title  # LaTeX numbers it by itself
+    lines = ["", r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{_tex(told)}}}"]
     for block in blocks:
         lines += _tex_block(block, under, spell)
-    lines += [rf"\par\raggedright {_tex(n)}" for n in notes]
+    lines += [rf"\par\smallskip\raggedright {_tex(n)}" for n in notes]
     return [*lines, r"\end{table}"]
 
 
@@ -201,7 +202,7 @@ def _tex_block(block: Block, under: Callable[[Column], list[str]], spell: Callab
     width = sum(len(kinds) for _, kinds in spans)
     scaled_down = width > _PAGE
     lines = [
-        rf"\par\textit{{{_tex(block.group.title)}}}\par",
+        rf"\par\medskip\textit{{{_tex(block.group.title)}}}\par\smallskip",
         *([r"\resizebox{\linewidth}{!}{"] if scaled_down else []),
     ]
     lines += [rf"\begin{{tabular}}{{l{'r' * width}}}", r"\toprule"]
