@@ -146,7 +146,7 @@ COMMANDS = {
     *("textbackslash", "textasciitilde", "textasciicircum", "uparrow", "downarrow", "times", "cdot", "geq", "leq"),
     *("approx", "dagger", "ddagger", "S", "eta", "ldots", "begin", "end", "toprule", "midrule", "bottomrule", "textbf"),
     *("underline", "multicolumn", "textit", "scriptsize", "cmidrule", "caption", "centering", "footnotesize", "par"),
-    *("raggedright", "usepackage"),
+    *("raggedright", "usepackage", "medskip", "smallskip"),
 }
 
 
