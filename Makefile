@@ -31,22 +31,29 @@ export HF_HUB_OFFLINE := $(if $(DOWNLOAD),0,1)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with everything in it (uv if there is one, else venv and pip)
+setup: $(STAMP) ## make .venv with everything in it (by uv, which pip fetches where there is none; without it by pip, slowly)
 
+# pip alone takes minutes for what uv does in half a minute, but reads settings, such as mirrors, that uv does not know.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): torch and what stands on it, some gigabytes the first time …" >&2
 ifneq ($(UV),)
 	@test -x $(BIN)/python || uv venv --python '>=3.11' $(VENV)
-	@uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@uv pip install --python $(BIN)/python --constraint constraints.txt --no-deps facenet-pytorch
+	@$(call INSTALL,$(UV) pip install --python $(BIN)/python)
 else
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 3; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps facenet-pytorch
+	@{ $(BIN)/python -m pip install --quiet --constraint constraints.txt uv && \
+	   $(call INSTALL,$(BIN)/uv pip install --quiet --python $(BIN)/python); } || \
+	  { echo "uv could not do it; pip does, which takes longer …" >&2; \
+	    $(call INSTALL,$(BIN)/python -m pip install --quiet); }
 endif
 	@touch $@
+
+# facenet-pytorch asks for an older torch than it needs.
+define INSTALL
+$(1) --constraint constraints.txt --editable '.[$(EXTRAS)]' && $(1) --constraint constraints.txt --no-deps facenet-pytorch
+endef
 
 # Where `run` writes by itself, too.
 RUN = $(or $(OUT),runs/$(notdir $(basename $(SUITE)))-$(notdir $(patsubst %/,%,$(MODEL))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ for _hub in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
 
 FLAGS = {
     "gpu": "needs an accelerator",
-    "slow": "takes more than 20 seconds",
+    "slow": "takes long, alone or with its like",
     "weights": "needs downloaded weights",
 }
 
@@ -39,6 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("quick"):
+            if not any(fnmatch(item.callspec.id, quick) for quick in mark.args):  # type: ignore[attr-defined]
+                item.add_marker(pytest.mark.slow)
     for flag, reason in FLAGS.items():
         if not config.getoption(f"--{flag}"):
             skip = pytest.mark.skip(reason=f"{reason}: run with --{flag}")

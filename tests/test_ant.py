@@ -458,6 +458,7 @@ def test_flow_merges_the_factors_of_its_text_side() -> None:
 
 
 # --- the training -----------------------------------------------------------------------------------------------------
+@pytest.mark.quick("multi-*")
 @pytest.mark.parametrize(("path", "lr"), [("single", 1e-4), ("multi", 3e-4)])
 def test_training_turns_late_answers(unet: UNetBackbone, path: Any, lr: float) -> None:
     """On latents that it did not see, the erase loss falls. It starts with the other three at nothing."""
@@ -495,6 +496,7 @@ def test_half_precision_learns_through_float32_masters(method: ANT) -> None:
     assert edit.weights and {v.dtype for v in edit.weights.values()} == {torch.bfloat16}
 
 
+@pytest.mark.quick("unet-method2", "flux-*")
 @pytest.mark.parametrize("method", [SINGLE, OFFICIAL, MULTI])
 def test_same_request_same_edit_and_the_model_stays(backbone: Backbone, method: ANT) -> None:
     before = edits.fingerprints(backbone)

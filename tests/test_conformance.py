@@ -136,6 +136,7 @@ def test_a_method_that_always_fails_passes_nothing_by_default(tmp_path: Path):
 
 
 # --- shipped methods --------------------------------------------------------------------------------------------------
+@pytest.mark.quick("uce", "mace", "noise", "blocklist")
 @pytest.mark.parametrize("name", registry.method_names())
 def test_shipped_methods_keep_every_rule(name: str):
     assert broken(conformance.check(name)) == {}

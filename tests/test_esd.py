@@ -210,6 +210,7 @@ def test_layers_by_kind(kinds: list[Any], train: str) -> None:
 
 
 # --- the training -----------------------------------------------------------------------------------------------------
+@pytest.mark.quick("flux")
 def test_loss_falls_and_the_student_meets_the_target(backbone: Backbone) -> None:
     method = ESD(iterations=60, steps=5, lr=1e-4, batch=4, train="u", latents_from="frozen")
     edit = edits.make(method, backbone, replace(REQUEST, erase=(CAT,)))

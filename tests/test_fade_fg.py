@@ -274,6 +274,7 @@ def moved(backbone: Backbone, method: FADE, seeds: range) -> tuple[float, float]
     return float((erased - empty).norm() / unit), float((still - kept).norm() / unit)
 
 
+@pytest.mark.slow
 def test_guidance_leads_to_the_empty_prompt_and_adjacency_holds_the_neighbours() -> None:
     backbone, seeds = random_unet(), range(100, 108)
     method = replace(SHORT, iterations=60, lr=3e-3, batch=4, lambda_erasing=0.0)

@@ -53,6 +53,11 @@ CASES: list[tuple[str, dict[str, Any], Request, edits.Strategy]] = [
     ("esd", {"iterations": 4, "rank": 2}, ONE, "joint"),
     ("erase_anything", {"iterations": 4}, ONE, "joint"),
 ]
+QUICK = (
+    *("unet-esd-joint0", "unet-mace-joint", "unet-ant-joint1", "unet-fade_adv-joint1", "unet-cpe-joint"),
+    *("flux-fade_fg-sequential", "flux-fade_adv-sequential", "flux-ant-joint0", "flux-erase_anything-joint"),
+)
+"""Every method once, on one model or the other."""
 TRAINED = {"esd", "mace", "ant", "fade_fg", "fade_adv", "cpe", "erase_anything"}
 
 
@@ -104,6 +109,7 @@ def bytes_of(edit: Edit) -> dict[str, Any]:
 
 
 # --- every trained method ---------------------------------------------------------------------------------------------
+@pytest.mark.quick(*QUICK)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[3]}")
 def test_an_edit_killed_again_and_again_comes_to_the_same_bytes(
     backbone: Backbone, case: tuple[str, dict[str, Any], Request, edits.Strategy], often: None, tmp_path: Path
@@ -511,6 +517,7 @@ run.execute(run.RunOptions(suite=sys.argv[1], methods=("esd",), out=Path(sys.arg
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_within_a_training_is_gone_on_from_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

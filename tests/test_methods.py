@@ -74,6 +74,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 
 @pytest.mark.parametrize("label", [f"{f}@{v}" if v else f for f, v in CASES])
 class TestEveryMethod:
+    @pytest.mark.quick(*(f"*-{file}" for file in FILES))
     def test_edit_fits_is_the_same_twice_and_leaves_the_model_alone(self, label: str, backbone: Backbone) -> None:
         """The same seed is the same edit, whatever the global one, which stays as it was."""
         method, before = instance(label), edits.fingerprints(backbone)

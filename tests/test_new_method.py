@@ -20,6 +20,7 @@ def test_the_skeleton_keeps_every_rule(tmp_path: Path):
     assert report.ok, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 def test_the_skeleton_s_own_test_passes(tmp_path: Path):
     _, test = new_method.write("my_idea", tmp_path)
     command = [

@@ -417,6 +417,7 @@ def test_explicit_suites_are_known_by_their_concepts(tmp_path: Path):
 
 
 # --- plots ------------------------------------------------------------------------------------------------------------
+@pytest.mark.quick("erase_keep", "concepts")
 @pytest.mark.parametrize("figure", figures.FIGURES)
 def test_plots_are_the_same_bytes_twice(run: Path, tmp_path: Path, figure: str):
     for kind in plots.KINDS:

@@ -234,6 +234,7 @@ def test_every_number_is_recomputed_from_raw_outputs(few: Path, copy: Path):
     )
 
 
+@pytest.mark.quick("3")
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_a_rerun_with_another_batch_size_passes_the_gate(suite: Path, few: Path, tmp_path: Path, batch: int):
     before = baseline.write(list(evidence.load(str(few)).records), "first", tmp_path / "b.json")
@@ -492,6 +493,7 @@ KILLS: dict[str, tuple[Any, str, int, bool]] = {
 }
 
 
+@pytest.mark.quick("in a batch of an edited model", "while an artifact is written", "before a record")
 @pytest.mark.parametrize("point", KILLS)
 def test_a_killed_run_goes_on_to_the_same_bytes(point: str, suite: Path, tmp_path: Path, finished: Snapshot):
     out = tmp_path / "out"

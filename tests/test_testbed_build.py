@@ -68,6 +68,7 @@ def _threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_two_trainings_have_equal_hashes(first, tmp_path, drawings, recipe):
     second = prepared(tmp_path / "second", drawings)
     train(second, recipe, STAGES)

@@ -149,6 +149,7 @@ def test_what_is_withheld_is_the_empty_prompt_s_and_padding_does_not_matter():
     assert float((whole[0] - whole[3]).abs().max()) > 0.1
 
 
+@pytest.mark.slow
 def test_t5_learns_to_say_what_clip_says(made: Path, tmp_path: Path):
     """From saying next to nothing to a third of what varies, in a hundred small steps."""
     records = draw_records("train", 400, 1)
@@ -251,6 +252,7 @@ def test_the_folder_is_a_plain_pipeline_and_gives_the_same_image(made: Path):
     assert ours[0].std() > 1, "not one flat colour"
 
 
+@pytest.mark.slow
 def test_the_report_asks_which_text_is_read(made: Path):
     once = Sampler(steps=1, guidance=1.0, size=64)
     found = report.readers(made / "weights-flux", SHIPPED, once, ["cat", "rose", "sword"], images=1)

@@ -60,4 +60,4 @@ def build_tokenizer(words: Iterable[str], vocabulary: int, length: int) -> CLIPT
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The saved tokenizer."""
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
