@@ -19,6 +19,7 @@ from benchmark import api, cli
 from benchmark.errors import BadInput
 from benchmark.page import plots
 from benchmark.page.runs import read_runs
+from benchmark.record import listed
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "results" / "testbed-3" / "objects"
@@ -95,14 +96,13 @@ def test_results_say_what_they_are(objects: api.Results):
 
 # --- comparison -------------------------------------------------------------------------------------------------------
 def test_comparison_of_two_suites_tells_inputs_and_reads_as_the_command(objects: api.Results):
-    record = sorted((OBJECTS / "records").glob("uce*.json"))[0]
-    other = sorted((OBJECTS / "records").glob("esd*.json"))[0]
-    found = api.compare(record, other)
+    one, other = (next(p for p in listed(OBJECTS / "records") if p.name.startswith(m)) for m in ("uce.", "esd."))
+    found = api.compare(one, other)
     assert "method" in set(found.inputs["kind"])
     moved = found.numbers.dropna()
     np.testing.assert_allclose(moved["b"] - moved["a"], moved["difference"])
     assert found.tests["p"].between(0, 1).all() and (found.tests["adjusted"] >= found.tests["p"]).all()
-    assert str(found).startswith(f"A {record}\nB {other}\n")
+    assert str(found).startswith(f"A {one}\nB {other}\n")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
