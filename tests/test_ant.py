@@ -293,6 +293,7 @@ def test_released_maps_move_the_model_between_gradients(unet: UNetBackbone) -> N
     assert all(not torch.allclose(still[n], moving[n], rtol=1e-3, atol=0) for n in names)
 
 
+@pytest.mark.quick("flux-*", "unet-method0")
 @pytest.mark.parametrize("method", [SINGLE, OFFICIAL, replace(SINGLE, mask="one-map")])
 def test_masked_out_elements_stay_to_the_bit(backbone: Backbone, method: ANT) -> None:
     names = _ant_single.chosen(backbone, "full")
@@ -489,6 +490,7 @@ def test_first_step_is_adam_s(unet: UNetBackbone) -> None:
     assert (new - unet.tensors()[name]).abs().median().item() == pytest.approx(1e-3, rel=0.1)
 
 
+@pytest.mark.quick("method1")
 @pytest.mark.parametrize("method", [SINGLE, MULTI])
 def test_half_precision_learns_through_float32_masters(method: ANT) -> None:
     model = random_unet(dtype=torch.bfloat16)

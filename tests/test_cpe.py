@@ -344,6 +344,7 @@ def test_training_erases_the_concept_and_holds_the_anchors(embedded: Backbone) -
     assert note["loss_last"] < 0.5 * note["loss_first"]
 
 
+@pytest.mark.slow
 def test_adversaries_bring_the_concept_back(embedded: Backbone) -> None:
     task, model, text = FIRST.task(NAME, HELD), _cpe.read(embedded), _cpe._text(embedded, FIRST.task(NAME, HELD), 50)
     module, _ = _cpe._train(embedded, model, task, FIRST, _cpe._generator(0, NAME.name))

@@ -93,6 +93,7 @@ def one_by_one(backbone: Backbone, sample: _distill.Sample, method: ESD) -> tupl
     return x, null - method.eta * (concept - null)
 
 
+@pytest.mark.quick("flux-*", "unet-aligned")
 @pytest.mark.parametrize("rule", ["aligned", "alt", "compvis"])
 def test_packed_walks_are_the_sequential_ones(backbone: Backbone, rule: Any) -> None:
     method = replace(SHORT, iterations=10, timestep_rule=rule)  # 20 samples: one full pack and one that is not

@@ -495,6 +495,7 @@ def test_a_fresh_discriminator_tells_what_can_be_told(backbone: Backbone) -> Non
     assert 0.35 < accuracies[0.0] < 0.65
 
 
+@pytest.mark.quick("flux")
 def test_stops_when_nothing_is_left_to_tell(backbone: Backbone) -> None:
     """With the same prompts on both sides the two halves are one latent, and every judge is right half of the time."""
     method = replace(SHORT, iterations=9, stop_every=2, stop_checks=3, stop_steps=2, pretrain=0)
@@ -526,6 +527,7 @@ def variant(name: str) -> FadeAdv:
     return replace(SHORT, **FadeAdv.variants[name])
 
 
+@pytest.mark.quick("flux")
 def test_each_switch_takes_away_its_part_alone(backbone: Backbone) -> None:
     names = ("no-adversary", "frozen-adversary", "no-preservation", "no-saliency")
     made = [edits.make(m, backbone, REQUEST) for m in (SHORT, *map(variant, names))]

@@ -283,6 +283,7 @@ def test_guidance_leads_to_the_empty_prompt_and_adjacency_holds_the_neighbours()
     assert to_null < 0.8 and drift < 0.7 * free
 
 
+@pytest.mark.slow
 def test_erasing_brings_the_concept_nearer_to_its_neighbours_than_to_itself() -> None:
     backbone = random_unet()
     method = replace(SHORT, iterations=60, lr=3e-3, batch=4, lambda_guidance=0.0, lambda_adjacency=0.0)

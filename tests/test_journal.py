@@ -286,6 +286,7 @@ def tried(store: Path, disk: FaultyDisk, said: list[str]) -> Any:
             return error
 
 
+@pytest.mark.quick("no space", "short write")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disk_that_fails_at_any_call_ends_no_training(kind: Kind, often: None, tmp_path: Path):
     """Errors are said, once, and the training goes on; after a kill or a power cut it goes on from what is there."""

@@ -98,6 +98,7 @@ class TestEveryMethod:
         if method.role == "erasure":
             assert edit.weights or edit.deltas or edit.gates
 
+    @pytest.mark.quick(*(f"*-{file}" for file in FILES))
     def test_nothing_to_erase_is_no_edit(self, label: str, backbone: Backbone) -> None:
         edit = made(supporting(label, backbone), backbone, replace(REQUEST, erase=()))
         assert edits.edit_hash(edit) == edits.edit_hash(Edit())

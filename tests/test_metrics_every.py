@@ -231,6 +231,7 @@ def features(n: int, seed: int, shift: float = 0.0) -> Array:
     return np.asarray(np.random.default_rng(seed).normal(size=(n, D)) + shift)
 
 
+@pytest.mark.quick("testbed-*", "clean-fid*", "clean-kid/lowN")
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_that_is_farther_off_is_worse_and_the_same_set_is_near_nothing(name: str):
     p, real = protocol(name), features(2100, 0)
@@ -240,6 +241,7 @@ def test_a_set_that_is_farther_off_is_worse_and_the_same_set_is_near_nothing(nam
     assert p.range[0] <= near.value <= p.range[1]
 
 
+@pytest.mark.quick("testbed-*", "clean-fid*", "clean-kid/lowN")
 @pytest.mark.parametrize("name", SETS)
 def test_a_distance_does_not_depend_on_how_features_arrive(name: str, monkeypatch: pytest.MonkeyPatch):
     made, real = features(2100, 1, 0.2), features(2100, 0)

@@ -333,6 +333,7 @@ def test_suite_end_to_end_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert made["checks"]["accuracy_apart"] <= 1 / 8 and made["checks"]["clip_apart"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_profile_says_where_the_time_goes() -> None:
     from benchmark.perf import profile
 

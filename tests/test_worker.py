@@ -197,6 +197,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.quick("raises", "exits", "changes the model", "nan", "nothing", "a path in its notes")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_a_method_is_its_cells_alone(
     fault: str, planned: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
