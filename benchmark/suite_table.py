@@ -20,8 +20,8 @@ HEAD = """# Suites
 Every suite is one file in `suites/`, in two sizes: the *paper* form, for full-size models, and the *embedded* one, for
 the small model that ships. Their numbers are never in one table. `erasure-bench show SUITE` tells more of one,
 `erasure-bench plan SUITE --model M` what a run would make and what it lacks, `erasure-bench doctor` what is there.
-Three more, of the embedded model alone, are run by their paths: `suites/embedded/kinds.yaml` compares kinds of concepts,
-`presets.yaml` and `presets_many.yaml` choose hyperparameters.
+Three more, of the embedded model alone, are run by their paths: `suites/embedded/kinds.yaml` compares kinds of
+concepts, `presets.yaml` and `presets_many.yaml` choose hyperparameters.
 
 This page is made from the files: `python -m benchmark.suite_table docs/suites.md`.
 """

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from benchmark import cli, keys, record
 from benchmark.errors import BadInput
 from benchmark.metrics.summary import summarise, with_unedited
-from benchmark.page import anchors, cells, explorer, figures, images, plots, raws, runs, site
+from benchmark.page import anchors, boards, cells, explorer, figures, images, plots, raws, runs, site
 from benchmark.store import Store
 
 TOP1, CLIP = "testbed/top1", "testbed-clip/score"
@@ -255,6 +255,14 @@ def test_whatever_runs_say_is_text(tmp_path: Path):
         assert not re.search(r"[<>\u2028]", script.read_text(encoding="utf-8"))
     read = data(tmp_path / "out", f"{NAME}/{anchors.slug('erase:' + NASTY)}")
     assert read["texts"]["concept"][0] == NASTY
+
+
+def test_overall_counts_only_boards_on_which_a_method_has_a_headline(tmp_path: Path):
+    """One has none at all, and a method of another family has none on the other."""
+    committed = Path(__file__).resolve().parent.parent / "results" / "testbed-3"
+    found = boards.overall(runs.read_runs([committed / name for name in ("birds", "smoke")]))
+    counts = {r["method"]: (r["best"], r["of"]) for r in found["rows"]}
+    assert counts["fade_fg"] == (1, 1) and counts["uce"] == (0, 1) and counts["erase_anything"] == (0, 0)
 
 
 def test_embedded_results_say_so_on_every_page(made: Path):

@@ -138,7 +138,8 @@ def _at(value: float, scale: Scale) -> float:
 # --- over all suites --------------------------------------------------------------------------------------------------
 def overall(runs: Sequence[Run]) -> Json:
     """A row for each method and model, a column for each board: headlines are not averaged over suites, since those of
-    different definitions do not compare. `best` counts the boards on which a method is best or tied with it."""
+    different definitions do not compare. `best` counts the boards on which a method is best or tied with it, `of` those
+    on which it has a headline."""
     views = [(run, _overall_column(run)) for run in runs]
     found: dict[tuple[str, str], Json] = {}
     for run, column in views:
@@ -147,6 +148,7 @@ def overall(runs: Sequence[Run]) -> Json:
             row = found.setdefault(key, _overall_row(r, run))
             cell = row["cells"][column["id"]] = _overall_cell(r, run)
             row["best"] += cell["best"] or cell["tied"]
+            row["of"] += r["headline"] is not None
     rows = sorted(found.values(), key=lambda r: (_ORDER[r["kind"]], -r["best"], natural(r["method"]), r["model"]))
     used = [column for _, column in views]
     return {
@@ -183,7 +185,7 @@ def _overall_column(run: Run) -> Json:
 
 def _overall_row(r: Row, run: Run) -> Json:
     kind = KINDS.get(r["role"], r["role"])
-    return {"method": r["method"], "kind": kind, "model": run.board["model"], "best": 0, "cells": {}}
+    return {"method": r["method"], "kind": kind, "model": run.board["model"], "best": 0, "of": 0, "cells": {}}
 
 
 def _overall_cell(r: Row, run: Run) -> Json:
