@@ -312,6 +312,7 @@ def _forecast(plan: Mapping[str, Any]) -> list[str]:
     roles = ", ".join(f"{n} {role}" for role, n in plan["images"].items() if role != "total")
     return [
         f"{plan['suite']} {plan['suite_version']} on {plan['model']}, {plan['form']} form, scale {plan['scale']:g}",
+        *_sampler(plan["sampler"], plan["sampler_of_suite"], plan["model"]),
         f"cells      {plan['cells']} of {len(plan['by_method'])} methods on {len(plan['requests'])} requests",
         *(f"           {c['method']} on {c['request']}: not applicable, {c['reason']}" for c in plan["not_applicable"]),
         f"images     {plan['images']['total']} a method at most ({roles}), {plan['cached']} in the store already",
@@ -324,6 +325,16 @@ def _forecast(plan: Mapping[str, Any]) -> list[str]:
         *_memory(plan.get("memory")),
         f"time       {_duration(plan)}",
         *(f"missing    {lack['what']}: {lack['where']}" for lack in plan["missing"]),
+    ]
+
+
+def _sampler(used: Mapping[str, Any], declared: Mapping[str, Any], model: str) -> list[str]:
+    """A line where a model is not sampled as the suite says."""
+    if used == declared:
+        return []
+    return [
+        f"sampler    {used['steps']} steps without classifier-free guidance, which was distilled into {model}; "
+        f"the suite's {declared['steps']} steps and guidance {declared['guidance']:g} are of other models"
     ]
 
 

@@ -49,6 +49,10 @@ class ModelSpec:
     """Commit of that repository: what `fetch` gets, and what is taken first where the cache holds several."""
     folder: Path | None = None
     """Given folder, for models that are one."""
+    distilled: bool = False
+    """Whether guidance was distilled into it: its makers sample it without classifier-free guidance."""
+    steps: int | None = None
+    """Sampling steps of its makers, for a model that was distilled to few."""
 
     @property
     def built_in(self) -> bool:
@@ -99,6 +103,7 @@ MODELS: dict[str, ModelSpec] = {
             licence="FLUX.1 [dev] Non-Commercial License",
             hub="black-forest-labs/FLUX.1-dev",
             revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+            distilled=True,
         ),
         ModelSpec(
             name="flux-schnell",
@@ -108,6 +113,8 @@ MODELS: dict[str, ModelSpec] = {
             licence="Apache-2.0",
             hub="black-forest-labs/FLUX.1-schnell",
             revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+            distilled=True,
+            steps=4,
         ),
     )
 }
@@ -148,7 +155,19 @@ def _describe_folder(folder: Path) -> ModelSpec:
         size=size,
         licence="as given with it",
         folder=folder,
+        distilled=_takes_guidance(folder / "transformer" / "config.json"),
     )
+
+
+def _takes_guidance(config: Path) -> bool:
+    """Whether a transformer has guidance as an input, as FLUX.1-dev; what is wrong with the file is told on loading."""
+    if not config.is_file():
+        return False
+    try:
+        found = parse_json(read_bytes(config, TEXT))
+    except (BadInput, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("guidance_embeds") is True
 
 
 def index(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from benchmark.prompt_files import PromptRow
 from benchmark.registry import MethodSpec, Values
 from benchmark.speed import Speed
 from benchmark.store import Store
-from benchmark.suite import Form, FormName, RequestSpec, Strategy, Suite, load, requests
+from benchmark.suite import Form, FormName, RequestSpec, Sampler, Strategy, Suite, load, requests
 
 DTYPE = speed.EXACT
 Pair = tuple[str, int]
@@ -89,6 +89,9 @@ class Plan:
     suite: Suite
     form_name: FormName
     form: Form
+    """Sampled as the model is: see `declared`."""
+    declared: Sampler
+    """What the suite says of sampling."""
     model: ModelSpec
     model_hash: str | None
     """None if the weights are not there: keys then are those of no model, and nothing can be run."""
@@ -135,7 +138,7 @@ def make_plan(
     suite = load(suite) if isinstance(suite, str) else suite
     spec = models.describe(model)
     form_name = form or spec.form
-    chosen = suite.form(form_name)
+    chosen = _sampled(suite.form(form_name), spec)
     hashed = None if models.missing(model) else models.model_hash(model)
     builder = _Builder(
         suite=suite,
@@ -156,6 +159,7 @@ def make_plan(
         suite=suite,
         form_name=form_name,
         form=chosen,
+        declared=suite.form(form_name).sampler,
         model=spec,
         model_hash=hashed,
         scale=scale,
@@ -165,6 +169,19 @@ def make_plan(
         speed=builder.speed,
         cells=cells,
     )
+
+
+def _sampled(form: Form, model: ModelSpec) -> Form:
+    """The form as this model is sampled: one that guidance was distilled into does without a true one, on top of it.
+
+    A suite that asks for none (guidance 1) is taken as it is, its steps too.
+    """
+    declared = form.sampler
+    if not model.distilled or declared.guidance == 1:
+        return form
+    steps = declared.steps if model.steps is None else model.steps
+    sampler = declared.model_copy(update={"steps": steps, "guidance": 1.0, "negative_prompt": ""})
+    return form.model_copy(update={"sampler": sampler})
 
 
 def _labels(asked: Sequence[str], suite: Suite) -> tuple[str, ...]:
@@ -459,6 +476,8 @@ def plan_json(
         "form": plan.form_name,
         "model": plan.model.name,
         "scale": plan.scale,
+        "sampler": plan.form.sampler.model_dump(mode="json"),
+        "sampler_of_suite": plan.declared.model_dump(mode="json"),
         "cells": len(left.applicable),
         "not_applicable": [
             {"method": c.method.label, "request": c.request.name, "reason": c.reason}

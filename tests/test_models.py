@@ -106,6 +106,10 @@ def test_a_folder_is_a_model_by_its_path(nowhere: Path):
     assert (spec.name, spec.family, spec.form) == ("mine", "unet-epsilon", "paper")
     assert models.resolve(str(folder)) == folder and spec.size > 0
     assert models.describe(str(pipeline(nowhere / "flux", "FluxPipeline"))).family == "transformer-flow"
+    (folder / "transformer").mkdir()
+    for text, distilled in (('{"guidance_embeds": true}', True), ('{"guidance_embeds": false}', False), ("{", False)):
+        (folder / "transformer" / "config.json").write_text(text)
+        assert models.describe(str(folder)).distilled is distilled
     with pytest.raises(BadInput, match="holds a OtherPipeline; expected one of"):
         models.describe(str(pipeline(nowhere / "other", "OtherPipeline")))
     (nowhere / "empty").mkdir()

@@ -357,6 +357,24 @@ def fill(store: Store, found: Cell, count: int, batch: int = 4) -> None:
         store.put(keys.IMAGES, found.images_key, name, files={"images.npy": b"", "items.json": listed})
 
 
+def test_a_model_with_guidance_distilled_into_it_is_sampled_without_a_true_one(tmp_path: Path):
+    """With its own steps where it was distilled to few; a suite that asks for guidance 1 is taken as it is."""
+    used = {
+        m: make_plan("objects", model=m, methods=["none"]).form.sampler for m in ("sd14", "flux-dev", "flux-schnell")
+    }
+    assert {m: (s.steps, s.guidance) for m, s in used.items()} == {
+        "sd14": (50, 7.5),
+        "flux-dev": (50, 1.0),
+        "flux-schnell": (4, 1.0),
+    }
+    text = (Path(__file__).resolve().parent.parent / "suites" / "objects.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(text.replace("steps: 50, guidance: 7.5", "steps: 7, guidance: 1"))
+    own = make_plan(load(str(tmp_path / "own.yaml")), model="flux-schnell", methods=["none"])
+    assert (own.form.sampler.steps, own.form.sampler.guidance) == (7, 1.0)
+    told = [plan_json(make_plan("objects", model=m, methods=["none"])) for m in ("sd14", "flux-dev")]
+    assert told[0]["denoiser_forwards"] == 2 * told[1]["denoiser_forwards"]
+
+
 def test_a_forecast_adds_up(package: str):
     """erase:cat: 5 erased, 3 synonyms, 2 × 3 kept; erase:three: 15, 9, 6. The base's cells share the six kept."""
     told = plan_json(planned(package, "none", "plain"))
