@@ -5,28 +5,39 @@ Committed results are enough to try it:
 >>> from benchmark import api
 >>> objects = api.open_run("results/testbed-3/objects")
 >>> objects
-Results(objects v2 on testbed, embedded form: 15 records in results/testbed-3/objects)
+Results(objects v2 on testbed, embedded form: 36 records in results/testbed-3/objects)
 
 One row an image and protocol; the values are as they were measured, fractions and not percent:
 
 >>> frame = objects.records()
 >>> rates = frame[frame.primary].pivot_table("value", "method", "role", observed=True).reset_index()
 >>> print(rates[["method", "erased", "kept"]].round(3).to_string(index=False))
-method  erased  kept
-   esd   0.006 0.863
-  grey   0.000 0.000
- noise   0.967 0.983
-  none   0.972 0.978
-   uce   0.006 0.978
+   method  erased  kept
+      ant   0.161 0.926
+blocklist   0.006 0.978
+      cpe   0.000 0.978
+      esd   0.006 0.863
+ fade_adv   0.006 0.906
+  fade_fg   0.017 0.969
+     grey   0.000 0.000
+     mace   0.011 0.706
+    noise   0.967 0.983
+     none   0.972 0.978
+      uce   0.006 0.978
 
 The board has a row for each method and request, and one for the mean over requests, with 95 % intervals:
 
 >>> board = objects.board()
->>> mean = board[(board.request == "mean") & (board.role == "erasure")].round(3)
+>>> mean = board[(board.request == "mean") & (board.role == "erasure") & board["rank"].notna()].round(3)
 >>> print(mean[["method", "rank", "headline", "headline_lo", "headline_hi"]].to_string(index=False))
-method  rank  headline  headline_lo  headline_hi
-   uce     1     0.983        0.966        0.993
-   esd     2     0.943        0.915        0.960
+  method  rank  headline  headline_lo  headline_hi
+     uce     1     0.983        0.966        0.993
+     cpe     2     0.983        0.964        0.992
+ fade_fg     3     0.982        0.966        0.989
+fade_adv     4     0.963        0.940        0.976
+     esd     5     0.943        0.915        0.960
+    mace     6     0.871        0.804        0.908
+     ant     7     0.841        0.803        0.870
 
 >>> figure = objects.plot("erase_keep")
 >>> figure.savefig("erase_keep.pdf")  # doctest: +SKIP
