@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +91,30 @@ def _commit(text: str, like: Evidence | None) -> Evidence:
 
 
 def _candidates(commit: str, like: Evidence) -> list[str]:
-    """Where a commit may keep results: its baseline first, which has the images' outcomes, then boards."""
-    listed = (_git("ls-tree", "-r", "--name-only", commit, "--", "results/") or b"").decode().splitlines()
+    """Where a commit may keep results: its baseline first, which has the images' outcomes, then records and boards."""
+    listed = _listed(commit, "results/")
     wanted = f"results/baselines/{like.suite}-{like.model}.json"
     boards = [name for name in listed if name.endswith(f"/{like.suite}/board.json")]
-    return [name for name in listed if name == wanted] + boards
+    return [name for name in listed if name == wanted] + [name.removesuffix("/board.json") for name in boards]
+
+
+def _listed(commit: str, folder: str) -> list[str]:
+    return (_git("ls-tree", "-r", "--name-only", commit, "--", folder) or b"").decode().splitlines()
 
 
 def _of_commit(commit: str, path: str) -> Evidence:
-    label = f"{commit}:{path}"
-    for name in (path, f"{path.rstrip('/')}/board.json"):
+    label, root = f"{commit}:{path}", path.rstrip("/")
+    if made := [r for name in _listed(commit, f"{root}/records/") for r in _in_commit(commit, name).records]:
+        return Evidence(label=label, records=tuple(made))
+    for name in (path, f"{root}/board.json"):
         kind = _git("cat-file", "-t", f"{commit}:{name}")
         if kind is not None and kind.strip() == b"blob":
-            return _file(name, _git("show", f"{commit}:{name}") or b"", label)
-    raise BadInput(f"{label}: no such record, baseline, or folder with a board.json in that commit")
+            return replace(_in_commit(commit, name), label=label)
+    raise BadInput(f"{label}: no such record, baseline, or folder with records or a board.json in that commit")
+
+
+def _in_commit(commit: str, name: str) -> Evidence:
+    return _file(name, _git("show", f"{commit}:{name}") or b"", f"{commit}:{name}")
 
 
 def _git(*arguments: str) -> bytes | None:

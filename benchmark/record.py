@@ -469,8 +469,13 @@ def upgraded(values: Any, upgrades: Mapping[int, Callable[[dict[str, Any]], dict
 
 def values_of(path: Path) -> Any:
     """What the file of a record holds, packed or not; ValueError if that is not JSON."""
-    content = read_bytes(path)
-    return parse_json(gunzip(content) if path.suffix == PACKED else content)
+    return parse_json(content(path))
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a record's file, unpacked; ValueError if they cannot be."""
+    held = read_bytes(path)
+    return gunzip(held) if path.suffix == PACKED else held
 
 
 def listed(folder: Path) -> list[Path]:

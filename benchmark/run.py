@@ -265,7 +265,7 @@ class _Runner:
             device_class=device_class(),
             threads=device.threads(),
             dtype=plan.dtype,
-            precision={**device.precision(), **plan.speed.told()},
+            precision={**device.precision(), **_driver(), **plan.speed.told()},
         )
 
     @contextmanager
@@ -615,6 +615,11 @@ def device_class() -> str:
     import torch
 
     return torch.cuda.get_device_name(0)
+
+
+def _driver() -> dict[str, str | None]:
+    """The driver where images are made on a card: a newer one may bring other kernels."""
+    return {} if device.kind() == "cpu" else {"driver": device.driver()}
 
 
 def _width() -> int:

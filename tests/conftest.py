@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +38,7 @@ LONGEST = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=0, metavar="N", help="try N malformed documents of each kind")
+    parser.addoption("--browser", action="store_true", help="fail, not skip, where there is no browser")
     for flag, reason in FLAGS.items():
         parser.addoption(f"--{flag}", action="store_true", help=f"also run the tests marked {flag}: {reason}")
 
@@ -60,6 +64,26 @@ def unsynced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="module")
+def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A headless Chromium, by Playwright."""
+    lacking = pytest.fail if request.config.getoption("--browser") else pytest.skip
+    if not all(map(find_spec, ("playwright", "axe_playwright_python"))):
+        lacking("needs Playwright and axe: pip install -c constraints.txt -e '.[browser]'")
+    path = next((p for name in BROWSERS if (p := shutil.which(name))), None)
+    if path is None:
+        lacking("needs Chromium: apt install chromium")
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

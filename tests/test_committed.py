@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import record
+from benchmark import record, suite
 from benchmark.errors import BadInput
 from benchmark.tables import board, committed
 
@@ -22,6 +22,18 @@ def test_every_board_and_the_leaderboard_are_what_the_records_give():
     stale = [str(path.relative_to(ROOT)) for path, content in made.items() if path.read_bytes() != content]
     assert not stale, "run: make boards"
     assert {p for p in RESULTS.glob("*/board.*")} <= set(made)
+
+
+def test_no_board_is_of_an_older_version_of_its_suite():
+    """Else its numbers are of prompts and settings that nobody can run any longer."""
+    made = {folder.name: board.read_records(folder)[0]["suite_version"] for folder in committed.suites(RESULTS)}
+    assert made == {name: _version(name) for name in made}
+
+
+def _version(name: str) -> int:
+    """Of a suite by its name, or of one of the embedded model's own, which are named by their files."""
+    own = ROOT / "suites" / "embedded" / f"{name}.yaml"
+    return suite.load(name if name in suite.names() else str(own)).version
 
 
 def test_a_run_is_taken_in_packed_and_gives_the_same_board_and_bytes(tmp_path: Path):

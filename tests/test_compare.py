@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import subprocess
 from pathlib import Path
@@ -143,8 +144,22 @@ def test_a_run_against_what_a_commit_holds(repository: Path, tmp_path: Path):
     assert second.records and second.label == "HEAD:results/baselines/objects-testbed.json"
     assert compare.compare(second, run).moved["esd on erase:horse"]["acc_erased"] == (0.0, 0.3)
     first = evidence.load("HEAD~1", like=run)
-    assert first.board and first.label == "HEAD~1:results/testbed-2/objects/board.json"
-    assert evidence.load("HEAD~1:results/testbed-2/objects").board == first.board
+    assert first.board and first.label == "HEAD~1:results/testbed-2/objects"
+    assert evidence.load("HEAD~1:results/testbed-2/objects/board.json").board == first.board
+
+
+def test_packed_records_of_a_commit_are_compared_whole(repository: Path):
+    folder = repository / "results" / "testbed-2" / "objects"
+    (folder / "records").mkdir()
+    for hits in (0, 3):
+        packed = gzip.compress(record.to_bytes(record.parse(one(hits=hits))), mtime=0)
+        (folder / "records" / "esd.erase_horse.seed0.json.gz").write_bytes(packed)
+        git(repository, "add", "-A")
+        git(repository, "commit", "-q", "-m", f"{hits} hits")
+    before, after = (evidence.load(f"{commit}:results/testbed-2/objects") for commit in ("HEAD~1", "HEAD"))
+    assert len(before.records) == len(after.records) == 1
+    assert compare.compare(before, after).moved["esd on erase:horse"]["acc_erased"] == (0.0, 0.3)
+    assert evidence.load("HEAD", like=before).records, "its baseline"
 
 
 def test_commits_that_hold_nothing_of_it_are_refused(repository: Path):

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -377,21 +377,6 @@ def test_data_of_pages_is_ascii_without_markup(evil_site: Path):
         content = script.read_bytes()
         assert content.isascii() and not set(content) & set(b"<>&") and content.count(b"\n") == 1
         assert script.resolve().is_relative_to(evil_site.resolve())
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    path = next((p for name in BROWSERS if (p := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.browser

@@ -36,6 +36,7 @@ def test_wheel_holds_code_and_data(wheel: Path, tracked: list[Path]):
     data = {f"benchmark/_data/{name}" for name in names if name.startswith(("datasets/", "suites/"))}
     reported = {f"benchmark/_data/{n.removeprefix('results/')}" for n in names if n.startswith("results/reported/")}
     assert inside == code | data | reported
+    assert {"benchmark/py.typed", "methods/py.typed"} <= inside, "else its types are nobody's"
 
 
 def test_installed_wheel_answers_away_from_the_checkout(wheel: Path, tmp_path: Path):

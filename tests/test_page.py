@@ -477,22 +477,6 @@ def test_the_page_loads_no_torch():
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A headless Chromium, by Playwright."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    path = next((p for name in BROWSERS if (p := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def tab(chromium):
     """Open a page of a site in a fresh visit; at the end nothing may have gone wrong, or been asked of a network."""
@@ -606,8 +590,8 @@ def test_explorer_filters_by_role_concept_and_failure(made: Path, tab):
     page.select_option("#role", "kept")
     page.select_option("#concept", "dog")
     assert page.locator("#count").inner_text().startswith("4 of 16")
-    page.select_option("#request", "")
-    assert page.locator("#count").inner_text().startswith("8 of 36")
+    page.select_option("#request", "")  # its data are loaded first
+    page.wait_for_function("document.getElementById('count').textContent.startsWith('8 of 36')")
     page.uncheck("#controls")
     assert page.locator("[role=columnheader]").count() == 4
 
@@ -706,7 +690,8 @@ def test_theme_is_kept_for_the_visit(made: Path, tab):
     "name", ["index", NAME, f"{NAME}.images", f"{NAME}#cell", f"{NAME}.images#image", "claims.mace"]
 )
 def test_accessibility(made: Path, run: Path, tab, scheme: str, width: int, name: str):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe
+    from axe_playwright_python.sync_playwright import Axe
+
     r = json.loads((run / "records" / "esd.erase_cat.seed0.json").read_bytes())["rows"]
     image = anchors.image(r["role"][0], r["concept"][0], r["prompt"][0], r["seed"][0])
     file, _, what = name.partition("#")
@@ -714,7 +699,7 @@ def test_accessibility(made: Path, run: Path, tab, scheme: str, width: int, name
     page = tab(f"file://{made}/{file}.html{anchor}", color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_timeout(400)
     assert page.locator("dialog[open]").count() == bool(what)
-    found = axe().run(page, options={"preload": False}).response["violations"]
+    found = Axe().run(page, options={"preload": False}).response["violations"]
     told = [f"{v['id']}: {v['nodes'][0]['html'][:200]} {v['nodes'][0]['failureSummary'][:200]}" for v in found]
     assert not told, "\n".join(told)
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
+import safetensors.torch
 from typer.testing import CliRunner, Result
 
 from benchmark import (
@@ -26,6 +28,7 @@ from benchmark import (
     evidence,
     keys,
     models,
+    paths,
     recompute,
     record,
     registry,
@@ -38,7 +41,7 @@ from benchmark.backbones import load as loading
 from benchmark.backbones.base import Backbone
 from benchmark.interface import Edit, Family, Method, Request
 from benchmark.leases import Leases
-from benchmark.metrics import evaluators, summary
+from benchmark.metrics import accuracy, evaluators, summary
 from benchmark.plan import make_plan
 from benchmark.run import Drawn
 from benchmark.store import Store
@@ -70,6 +73,7 @@ forms:
 CELLS = [f"{m}.erase_{c}.seed0" for m in ("none", "uce", "noise") for c in ("cat", "airplane")]
 IMAGES = 6 * 7 - 2  # seven a cell; of the unedited model, the two kept ones are shared
 Snapshot = dict[str, bytes]
+Seeded = Callable[[pytest.MonkeyPatch, Path, Path], Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +249,69 @@ def test_a_rerun_with_another_batch_size_passes_the_gate(suite: Path, few: Path,
     assert [str(c) for c in report.changes] == [f"batch size: 4 → {batch}"]
     same = regress.regress(baseline.read(before).records, evidence.load(str(few)).records)
     assert same.ok and len(same.exact) == 6
+
+
+SEEDED = ("--model", "testbed", "--methods", "none,uce")
+
+
+@pytest.fixture(scope="module")
+def unharmed(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A baseline of the embedded model's own weights."""
+    out = tmp_path_factory.mktemp("unharmed")
+    done(suite, out / "out", *SEEDED)
+    return baseline.read(baseline.write(list(evidence.load(str(out / "out")).records), "first", out / "b.json"))
+
+
+def _another_weight(patch: pytest.MonkeyPatch, suite: Path, folder: Path) -> Path:
+    """One value of one tensor of the denoiser, as a damaged or exchanged file would have it."""
+    model = folder / "weights"
+    shutil.copytree(paths.testbed_weights(), model)
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = next(n for n in tensors if n.endswith("attn2.to_v.weight"))
+    tensors[name][0, 0] += 1
+    safetensors.torch.save_file(tensors, file)
+    patch.setattr(paths, "testbed_weights", lambda name="testbed": model)
+    return suite
+
+
+def _another_prompt(patch: pytest.MonkeyPatch, suite: Path, folder: Path) -> Path:
+    other = folder / suite.name
+    other.write_text(SUITE.replace('kept: {templates: ["a photo of', 'kept: {templates: ["a picture of'))
+    return other
+
+
+def _another_package(patch: pytest.MonkeyPatch, suite: Path, folder: Path) -> Path:
+    known = record._version
+    patch.setattr(record, "_version", lambda name: "0.0.1" if name == "diffusers" else known(name))
+    return suite
+
+
+def _another_threshold(patch: pytest.MonkeyPatch, suite: Path, folder: Path) -> Path:
+    """A picture counts where the judge gives what was asked more than 0.99, not where it is first; nothing says so."""
+    sure = accuracy.probability
+    patch.setattr(accuracy, "top1", lambda logits, asked: np.where(sure(logits, asked) > 0.99, 1.0, 0.0))
+    return suite
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        (_another_weight, "input", "model weights testbed: "),
+        (_another_prompt, "input", "kept 'a photo of the dog' for dog → kept 'a picture of the dog' for dog"),
+        (_another_package, "input", "package diffusers: "),
+        (_another_threshold, "bytes", "its threshold or rule moved without a new version"),
+    ],
+)
+def test_a_fault_that_is_seeded_into_a_real_run_is_caught_and_named(
+    unharmed: Any, suite: Path, tmp_path: Path, fault: Seeded, kind: str, said: str
+):
+    with pytest.MonkeyPatch.context() as patch:
+        done(fault(patch, suite, tmp_path), tmp_path / "out", *SEEDED)
+    report = regress.regress(unharmed.records, evidence.load(str(tmp_path / "out")).records)
+    assert not report.ok
+    assert any(f.kind == kind and said in f.text for f in report.findings), [f.text for f in report.findings]
 
 
 def test_without_raw_outputs_or_the_judge_nothing_is_claimed(copy: Path, monkeypatch: pytest.MonkeyPatch):

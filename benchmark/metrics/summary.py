@@ -244,11 +244,16 @@ def _mean(rows: Rows, role: str, p: Protocol, seed: int) -> Json:
 
 
 def _over(rows: Rows, p: Protocol, by_role: Json) -> Value:
-    role = next((r for r in p.over if r in by_role), p.over[-1])
+    role = column_role(p, by_role)
     found = by_role.get(role)
     if found is None or found["mean"] is None:
         return Value(None, reason=absence(rows, role, p.id))
     return Value(found["mean"], None if found["ci"] is None else (found["ci"][0], found["ci"][1]), n=found["n"])
+
+
+def column_role(p: Protocol, by_role: Mapping[str, Any]) -> str:
+    """The role whose images a protocol's column is over, given the roles that a cell has."""
+    return next((r for r in p.over if r in by_role), p.over[-1])
 
 
 def finite(values: Sequence[float]) -> list[float | None]:

@@ -9,8 +9,10 @@ from benchmark.metrics.protocols import protocol
 from benchmark.page import anchors
 from benchmark.page.runs import Run
 from benchmark.tables import formats
+from benchmark.tables import overall as overall_tables
 from benchmark.tables.board import MEAN
 from benchmark.tables.columns import Row, columns, natural
+from benchmark.tables.overall_formats import rank
 
 Json = dict[str, Any]
 KINDS = {"baseline": "unedited", "erasure": "method", "control": "control"}
@@ -139,7 +141,7 @@ def _at(value: float, scale: Scale) -> float:
 def overall(runs: Sequence[Run]) -> Json:
     """A row for each method and model, a column for each board: headlines are not averaged over suites, since those of
     different definitions do not compare. `best` counts the boards on which a method is best or tied with it, `of` those
-    on which it has a headline."""
+    on which it has a headline; `rank` is the leaderboard's mean rank over them, where there are several."""
     views = [(run, _overall_column(run)) for run in runs]
     found: dict[tuple[str, str], Json] = {}
     for run, column in views:
@@ -149,7 +151,9 @@ def overall(runs: Sequence[Run]) -> Json:
             cell = row["cells"][column["id"]] = _overall_cell(r, run)
             row["best"] += cell["best"] or cell["tied"]
             row["of"] += r["headline"] is not None
-    rows = sorted(found.values(), key=lambda r: (_ORDER[r["kind"]], -r["best"], natural(r["method"]), r["model"]))
+    for key, said in _mean_ranks(runs).items():
+        found[key] |= said
+    rows = sorted(found.values(), key=_overall_place)
     used = [column for _, column in views]
     return {
         "columns": used,
@@ -161,6 +165,27 @@ def overall(runs: Sequence[Run]) -> Json:
 
 
 _ORDER = {"unedited": 0, "method": 1, "control": 2}
+
+
+def _overall_place(row: Json) -> tuple[Any, ...]:
+    rank = row["mean_rank"]
+    return (_ORDER[row["kind"]], rank is None, rank or 0.0, -row["best"], natural(row["method"]), row["model"])
+
+
+def _mean_ranks(runs: Sequence[Run]) -> dict[tuple[str, str], Json]:
+    """Of each method and model: the mean rank of `tables.overall`, over a model's boards if it has several suites, each
+    once."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(str(run.board[k]) for k in overall_tables.SHARED), []).append(run)
+    found: dict[tuple[str, str], Json] = {}
+    for group in groups.values():
+        made = {run.board["suite"]: (run.board, run.draws) for run in group if run.draws}
+        if 1 < len(made) == len(group):
+            for row in overall_tables.of_boards(made)["rows"]:
+                said = {"mean_rank": row["mean_rank"], "rank": rank(row) if row["mean_rank"] is not None else ""}
+                found[row["method"], group[0].board["model"]] = said
+    return found
 
 
 def _final(run: Run) -> list[Row]:
@@ -185,7 +210,8 @@ def _overall_column(run: Run) -> Json:
 
 def _overall_row(r: Row, run: Run) -> Json:
     kind = KINDS.get(r["role"], r["role"])
-    return {"method": r["method"], "kind": kind, "model": run.board["model"], "best": 0, "of": 0, "cells": {}}
+    counts = {"best": 0, "of": 0, "mean_rank": None, "rank": ""}
+    return {"method": r["method"], "kind": kind, "model": run.board["model"], **counts, "cells": {}}
 
 
 def _overall_cell(r: Row, run: Run) -> Json:

@@ -13,6 +13,7 @@ from benchmark import record
 from benchmark.declared import dotted
 from benchmark.errors import BadInput
 from benchmark.page.anchors import slug
+from benchmark.stats import Floats
 from benchmark.store import Store
 from benchmark.tables import board as boards
 from benchmark.tables import written
@@ -36,6 +37,8 @@ class Run:
     machine: Mapping[str, Any] = field(default_factory=dict)
     """Where it was timed, as `costs.json` says it."""
     store: Store | None = None
+    draws: Mapping[str, Floats | None] = field(default_factory=dict)
+    """By method: draws of the mean headline, as `boards.with_draws` gives them."""
 
     def named(self) -> list[tuple[Record, str]]:
         """The records, each with its cell's name, such as `esd.erase_bird.seed0`."""
@@ -64,7 +67,7 @@ def _read(folder: Path, store: Path | None, taken: dict[str, int]) -> Run:
         raise BadInput(f"{folder}: no such folder; give the --out of `erasure-bench run`")
     root = folder.parent if folder.name == "records" else folder
     records, files = _records(root)
-    board = boards.build(records) if records else _board(root)
+    board, draws = boards.with_draws(records) if records else (_board(root), {})
     about = _about(root / "costs.json")
     where = store or root / "store"
     return Run(
@@ -75,6 +78,7 @@ def _read(folder: Path, store: Path | None, taken: dict[str, int]) -> Run:
         costs=about.get("cells", {}),
         machine=about.get("machine", {}),
         store=Store(where, readonly=True) if where.is_dir() else None,
+        draws=draws,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from benchmark import atomic
+from benchmark import atomic, record
 from benchmark.errors import BadInput
 from benchmark.page import anchors, boards, cells, claims, explorer, figures, images
 from benchmark.page.explorer import Group
@@ -143,7 +143,7 @@ def _cells(run: Run, groups: Sequence[Group], found: images.Images, out: Path) -
     for (r, slug), file in zip(run.named(), run.files, strict=True):
         copy = f"records/{run.id}/{anchors.slug(slug)}.json"
         (out / copy).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, out / copy)
+        (out / copy).write_bytes(record.content(file))
         name = f"{run.id}/cells/{anchors.slug(slug)}"
         _data(out, name, cells.detail(r, slug, copy, columns.get(slug), found))
 

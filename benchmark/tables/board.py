@@ -25,7 +25,7 @@ from benchmark.tables.columns import Row as Row
 from benchmark.tables.columns import natural as natural
 from benchmark.tables.columns import sign
 from benchmark.tables.compare import compare, mark
-from benchmark.tables.draws import Draws, Groups, role_draws
+from benchmark.tables.draws import Draws, Groups, metric_draws, role_draws
 from benchmark.untrusted import inside
 
 SCHEMA = 1
@@ -269,7 +269,7 @@ def _averaged(groups: Groups, summaries: Sequence[Mapping[str, Any]], draws: Dra
     row["headline"] = _mean([s["headline"] for s in summaries])
     row["headline_ci"] = _interval(draws.headline(groups), row["headline"])
     row["spread"] = _spread(groups, draws)
-    return row | _mean_metrics(summaries) | _counts(summaries) | _relative(summaries)
+    return row | _mean_metrics(groups, summaries) | _counts(summaries) | _relative(summaries)
 
 
 def _relative(summaries: Sequence[Mapping[str, Any]]) -> Row:
@@ -283,11 +283,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(found)) if found and len(found) == len(values) else None
 
 
-def _mean_metrics(summaries: Sequence[Mapping[str, Any]]) -> Row:
+def _mean_metrics(groups: Groups, summaries: Sequence[Mapping[str, Any]]) -> Row:
     """Only columns that all cells have: distances over different numbers of images do not average."""
     shared = [c for c in summaries[0]["metrics"] if all(c in s["metrics"] for s in summaries)]
     means = {c: _mean([s["metrics"][c] for s in summaries]) for c in shared}
-    return {"metrics": means, "metrics_ci": dict.fromkeys(means)}
+    intervals = {c: _interval(metric_draws(groups, c), value) for c, value in means.items()}
+    return {"metrics": means, "metrics_ci": intervals}
 
 
 def _unequal(summaries: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmark import stats
 from benchmark.metrics.balance import Headline, headline
-from benchmark.metrics.summary import headline_samples, role_sample, scored, source
+from benchmark.metrics.protocols import protocol
+from benchmark.metrics.summary import column_role, headline_samples, role_sample, scored, source
 from benchmark.stats import Floats, Sample
 from benchmark.tables.columns import Record
 
@@ -79,7 +80,23 @@ def _headline_draws(r: Record) -> Floats | None:
 
 def role_draws(groups: Groups, role: str) -> Floats | None:
     """Joint bootstrap draws of the mean over cells of a role's accuracy; None if one cell has none."""
-    samples = [role_sample(r["rows"], role, r["summary"]["primary"]) for g in groups for r in g]
+    return _mean_draws([role_sample(r["rows"], role, r["summary"]["primary"]) for g in groups for r in g])
+
+
+def metric_draws(groups: Groups, column: str) -> Floats | None:
+    """Joint bootstrap draws of the mean over cells of a metric over images; None if one cell has none.
+
+    Distances between sets have none either: their intervals in cells are over subsets, which are not drawn jointly.
+    """
+    p = protocol(column)
+    if p.scope == "set":
+        return None
+    records = [r for g in groups for r in g]
+    roles = [column_role(p, r["summary"]["by_role"].get(p.id, {})) for r in records]
+    return _mean_draws([role_sample(r["rows"], role, p.id) for r, role in zip(records, roles, strict=True)])
+
+
+def _mean_draws(samples: Sequence[Sample | None]) -> Floats | None:
     found = [s for s in samples if s is not None]
     if not found or len(found) < len(samples):
         return None

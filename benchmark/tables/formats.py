@@ -76,10 +76,15 @@ def shown(name: str, value: float | None, digits: int = 1, row: Row | None = Non
 
 def interval_of(row: Row, name: str) -> str:
     """`94–100` in percent for rates; "" where there is no interval (or none is shown)."""
-    ci = row.get(f"{name}_ci")
+    metric = row.get("metrics_ci", {}).get(name)
+    ci = row.get(f"{name}_ci") if metric is None else metric
     if ci is None:
         return ""
-    return f"{100 * ci[0]:.0f}–{100 * ci[1]:.0f}" if is_rate(name, row) else f"{ci[0]:.1f}–{ci[1]:.1f}"
+    if is_rate(name, row):
+        return f"{100 * ci[0]:.0f}–{100 * ci[1]:.0f}"
+    digits = 1 if metric is None or max(map(abs, ci)) >= 10 else 2
+    ends = [f"{v:.{digits}f}" for v in ci]
+    return (" to " if ci[0] < 0 else "–").join(ends)
 
 
 def place(row: Row) -> str:

@@ -21,6 +21,7 @@ from benchmark.metrics.validity import gate
 from benchmark.suite import FormName
 from benchmark.tables.board import read_records
 from benchmark.tables.columns import Record, natural
+from benchmark.tables.draws import metric_draws
 from benchmark.tables.layouts import Group, Measure, Requests
 
 NONE = "not measured"
@@ -203,15 +204,19 @@ def _role(label: str, cells: Sequence[Cell], what: Measure) -> Measured:
 
 
 def _column(label: str, cells: Sequence[Cell], name: str) -> Measured:
-    """The mean over cells of a protocol as boards show it; only one cell's interval carries over."""
-    columns = [_named(r["summary"]["metrics"], name) for _, _, group in cells for r in group]
-    summaries = [r["summary"] for _, _, group in cells for r in group]
-    values = [None if c is None else s["metrics"][c] for c, s in zip(columns, summaries, strict=True)]
+    """The mean over cells of a protocol as boards show it, with the interval that they show."""
+    groups = [group for _, _, group in cells]
+    records = [r for group in groups for r in group]
+    columns = [_named(r["summary"]["metrics"], name) for r in records]
+    values = [None if c is None else r["summary"]["metrics"][c] for c, r in zip(columns, records, strict=True)]
     found = [v for v in values if v is not None]
     if len(found) < len(values):
         return Measured(method=label, why=f"not scored by {name}")
-    ci = summaries[0]["metrics_ci"].get(columns[0]) if len(found) == 1 else None
-    return Measured(float(np.mean(found)), _pair(ci), 0, label)
+    value = float(np.mean(found))
+    if len(found) == 1:
+        return Measured(value, _pair(records[0]["summary"]["metrics_ci"].get(columns[0])), 0, label)
+    draws = metric_draws(groups, name)
+    return Measured(value, None if draws is None else _pair(stats.around(value, draws)), 0, label)
 
 
 def _named(metrics: Mapping[str, float | None], name: str) -> str | None:

@@ -58,7 +58,11 @@ def build(suites: Mapping[str, Sequence[Record]]) -> Leaderboard:
 
     BadInput for several models or forms: their numbers do not compare.
     """
-    made = {name: boards.with_draws(records) for name, records in suites.items()}
+    return of_boards({name: boards.with_draws(records) for name, records in suites.items()})
+
+
+def of_boards(made: Mapping[str, tuple[Board, Drawn]]) -> Leaderboard:
+    """The same from boards by suite, each with its draws, as `board.with_draws` makes them."""
     first = {k: _only([board for board, _ in made.values()], k) for k in SHARED}
     means = {name: _means(board) for name, (board, _) in made.items()}
     shown = [name for name, rows in means.items() if any(r["headline_id"] for r in rows.values())]
