@@ -429,6 +429,13 @@ def erase(
     ],
     concept: Annotated[list[str], typer.Option(metavar="C", help="What to erase; may be given several times.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written; it must not exist yet.")],
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="C", help="A concept to keep; may be given several times.")
+    ] = None,
+    general: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P", help="A prompt of none of these concepts, to hold on to as well; many times."),
+    ] = None,
     model: Model = "testbed",
     seed: Seed = 0,
     set_: Set = None,
@@ -441,7 +448,7 @@ def erase(
     from benchmark import erase as single
 
     single.check_new(out)
-    erased = single.erase(method, model, concept, seed=seed, passed=passed)
+    erased = single.erase(method, model, concept, keep=keep or (), general=general or (), seed=seed, passed=passed)
     single.write(erased, model, out)
     changed, seconds = len(erased.edit.weights) + len(erased.edit.deltas), erased.edit.cost.seconds
     gated = 0 if erased.edit.gates is None else len(erased.edit.gates.changes)

@@ -39,13 +39,30 @@ def targets(names: Sequence[str], form: FormName) -> tuple[Target, ...]:
     The embedded model knows the concepts of its own dataset and no others. For full-size models the datasets lend kind,
     anchor and synonyms where they have the name; any other name is taken as an object.
     """
-    if len(set(names)) < len(names):
-        raise BadInput(f"--concept: expected different concepts, got {', '.join(names)}")
+    _each_once("--concept", "concepts", names)
     if form == "embedded":
         testbed = data.load("testbed")
         return tuple(testbed.concept(name).target() for name in names)
     known = {c.name: c.target() for name in data.names() if name != "testbed" for c in data.load(name).concepts}
     return tuple(known.get(name, Target(name=name)) for name in names)
+
+
+def kept(names: Sequence[str], erase: Sequence[Target], form: FormName) -> tuple[str, ...]:
+    """The names to keep. BadInput for one that is erased, twice there or empty, or that the embedded model lacks."""
+    _each_once("--keep", "concepts", names)
+    if form == "embedded":
+        testbed = data.load("testbed")
+        names = [testbed.concept(name).name for name in names]
+    if both := sorted({name.casefold() for name in names} & {t.name.casefold() for t in erase}):
+        raise BadInput(f"--keep: expected concepts that are not erased, got {', '.join(both)}; leave it out of one")
+    return tuple(names)
+
+
+def _each_once(option: str, what: str, given: Sequence[str]) -> None:
+    if not all(text.strip() for text in given):
+        raise BadInput(f"{option}: expected {what}, got an empty one")
+    if len(set(given)) < len(given):
+        raise BadInput(f"{option}: expected different {what}, got {', '.join(given)}")
 
 
 def kind_of(erase: Sequence[Target]) -> str:
@@ -55,15 +72,25 @@ def kind_of(erase: Sequence[Target]) -> str:
 
 
 def erase(
-    label: str, model: str, concepts: Sequence[str], *, seed: int = 0, passed: Mapping[str, Any] | None = None
+    label: str,
+    model: str,
+    concepts: Sequence[str],
+    *,
+    keep: Sequence[str] = (),
+    general: Sequence[str] = (),
+    seed: int = 0,
+    passed: Mapping[str, Any] | None = None,
 ) -> Erased:
     """Load the model, run the method, and return its checked edit with its cost.
 
+    `keep` are names of concepts, `general` prompts that name none of all these, for methods that hold on to such;
     `passed` are fields of the method. BadInput for an unknown method, field, model or concept; Missing if the model's
     weights are not here.
     """
     spec = models.describe(model)
-    request = Request(erase=targets(concepts, spec.form), seed=seed)
+    erased = targets(concepts, spec.form)
+    _each_once("--general", "prompts", general)
+    request = Request(erase=erased, keep=kept(keep, erased, spec.form), general=tuple(general), seed=seed)
     # a typo is told before anything heavy loads
     method = registry.resolve(label, model=spec.name, kind=kind_of(request.erase), passed=passed)
     models.resolve(model)
@@ -128,6 +155,7 @@ def card(erased: Erased, *, wide: bool = False) -> str:
             "",
             *(_embedded() if model.form == "embedded" else []),
             f"- **Concepts erased**: {md(', '.join(f'{t.name} ({t.kind})' for t in erased.request.erase))}",
+            *_held(erased.request),
             f"- **Base model**: {md(base)}. Its licence ({md(model.licence)}) and its terms of use hold for this "
             "model too.",
             f"- **Method**: `{method.label}`, version {cls.version}{paper}; training seed {erased.request.seed}"
@@ -151,6 +179,12 @@ def card(erased: Erased, *, wide: bool = False) -> str:
 
 def _embedded() -> list[str]:
     return ["**Embedded model**: a small test model. Never set its results beside published numbers.", ""]
+
+
+def _held(request: Request) -> list[str]:
+    """What the method was told to hold on to; how much of that it reads is its own matter."""
+    lists = {"Concepts to keep": request.keep, "General prompts": request.general}
+    return [f"- **{what}**, as given to the method: {md('; '.join(texts))}" for what, texts in lists.items() if texts]
 
 
 def _changed(edit: Edit) -> str:

@@ -9,7 +9,9 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
+
+from benchmark.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,7 @@ Family = Literal["unet-epsilon", "transformer-flow"]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One concept to erase, as a method sees it."""
+    """One concept to erase, as a method sees it. BadInput without a name, and for a kind that there is not."""
 
     name: str
     kind: Kind = "object"
@@ -35,6 +37,12 @@ class Target:
     """Other names. Papers test on them, so a method that reads them says so in its docstring."""
     adjacent: tuple[str, ...] = ()
     """Its nearest concepts, nearest first, as frozen in the data set; () where none were computed."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise BadInput(f"expected the name of a concept to erase, such as 'cat'; got {self.name!r}")
+        if self.kind not in get_args(Kind):
+            raise BadInput(f"{self.name}: {did_you_mean(str(self.kind), get_args(Kind), 'kind')}")
 
 
 @dataclass(frozen=True, kw_only=True)

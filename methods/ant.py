@@ -37,9 +37,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, final
 
-from benchmark.errors import BadInput, did_you_mean
+from benchmark.errors import BadInput
 from benchmark.interface import Edit, Family, Kind, LowRank, Method, Request, Target
 from methods._fields import HARNESS_VARIANT, number, one_of
 from methods._templates import check, filled, one_place, templates
@@ -220,7 +220,6 @@ class ANT(Method):
     def edit(self, backbone: Backbone, request: Request) -> Edit:
         if not request.erase:
             return Edit()
-        _check_targets(request)
         recipe, path = self.recipe(request), self.taken(request)
         edit = self._single if path == "single" else self._multi
         about: dict[str, Any] = {
@@ -359,11 +358,3 @@ class ANT(Method):
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
-
-
-def _check_targets(request: Request) -> None:
-    for i, target in enumerate(request.erase):
-        if not target.name.strip():
-            raise BadInput(f"ant: expected a name to erase, got an empty one at place {i}")
-        if target.kind not in get_args(Kind):
-            raise BadInput(f"ant: {target.name}: {did_you_mean(target.kind, get_args(Kind), 'kind')}")

@@ -136,8 +136,6 @@ class EraseAnything(Method):
         if not request.erase:
             return Edit()
         [target] = request.erase
-        if not target.name.strip():
-            raise BadInput("erase_anything: expected a concept's name, got an empty one")
         deltas, notes = train(backbone, target, self.words(target, request), self, request.seed)
         departs = self.reference != "student" or self.latents != "final"
         return Edit(deltas=deltas, notes={**notes, **(HARNESS_VARIANT if departs else {})})

@@ -315,8 +315,6 @@ class FadeAdv(Method):
 
 
 def _check_target(target: Target) -> None:
-    if not target.name.strip():
-        raise BadInput("fade_adv: expected a concept with a name, got an empty one")
     if target.name.casefold().split() == target.anchor.casefold().split():
         raise BadInput(
             f"fade_adv: {target.name!r} is its own neutral phrase, so there is nothing to tell apart; "

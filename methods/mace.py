@@ -186,7 +186,7 @@ class MACE(Method):
         return None
 
     def edit(self, backbone: Backbone, request: Request) -> Edit:
-        """BadInput for a concept without a name or an anchor; Missing for a cache or a segmenter that is not there."""
+        """BadInput for a concept without an anchor; Missing for a cache or a segmenter that is not there."""
         from methods._mace import erase
 
         if not request.erase:
@@ -204,8 +204,6 @@ class MACE(Method):
     def anchor_of(self, target: Target) -> str:
         """What the concept becomes."""
         anchor = target.anchor if self.anchor is None else self.anchor
-        if not target.name.strip():
-            raise BadInput(f"mace: expected a concept's name, got {target.name!r}; name what is to be erased")
         if not anchor.strip():
             raise BadInput(f"mace maps {target.name!r} to an anchor, and it has none; set the field anchor")
         return anchor

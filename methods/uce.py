@@ -7,6 +7,10 @@ projections of the tokens and of the pooled vector), over rows c of erased, g of
 
 Two generations of released code differ in which rows these are; see `rows` and `variants`.
 
+Of the paper's three uses two are here: erasing, and moderating, whose guide is the empty prompt. Debiasing is not. It
+repeats the solve with targets W₀ (c + Σ r_k a_k), where r_k is by how much the share of an attribute a_k among new
+images falls short of the desired one; a method is given a model and a request, and no judge that could count shares.
+
 On FLUX the two projections have biases, which take no part in the formula above. The released code for FLUX, variant
 `flux`, takes the layer's whole output W₀ g + b as the target of the weight alone, so that the edited layer, which adds
 b again, gives W₀ g + 2b (`technique` doubled-bias); and it reads an empty prompt at T5's last padding position (`rows`

@@ -548,11 +548,3 @@ def test_divergence_names_the_iteration(unet: UNetBackbone) -> None:
 def test_bad_fields_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         ANT(**fields)
-
-
-def test_bad_targets_are_named(unet: UNetBackbone) -> None:
-    unknown: Any = "sound"
-    with pytest.raises(BadInput, match="expected a name to erase, got an empty one at place 1"):
-        SHORT.edit(unet, replace(TWO, erase=(CAT, Target(name="  "))))
-    with pytest.raises(BadInput, match="cat: unknown kind 'sound'"):
-        SHORT.edit(unet, replace(ONE, erase=(Target(name="cat", kind=unknown),)))

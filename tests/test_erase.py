@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,54 @@ def test_the_card_says_what_was_done(tmp_path: Path):
     ):
         assert part in card, part
     assert "not the edited model" not in card
+
+
+def test_what_is_to_be_kept_reaches_the_method_and_the_card(tmp_path: Path):
+    """UCE preserves the names; the general prompts are those of its request."""
+    arguments = ["erase", "uce", "--model", "random-unet", "--concept", "cat", "--keep", "dog", "--keep", "horse"]
+    prompts = ["--general", "a photo of the sea", "--general", "*music*"]
+    shown = CliRunner().invoke(cli.app, [*arguments, *prompts, "--out", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    request = replace(ONE, keep=("dog", "horse"), general=("a photo of the sea", "*music*"))
+    alone = erase.erase("uce", "random-unet", ["cat"], keep=request.keep, general=request.general)
+    assert (alone.request.keep, alone.request.general) == (request.keep, request.general)
+    assert read(tmp_path / "out" / "edit").notes["kept_prompts"] == 3, "the empty prompt and two names"
+    assert edits.edit_hash(read(tmp_path / "out" / "edit")) == edits.edit_hash(alone.edit)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- **Concepts to keep**, as given to the method: dog; horse\n" in card
+    assert "- **General prompts**, as given to the method: a photo of the sea; \\*music\\*\n" in card
+    assert "to keep" not in erase.card(erased(Edit())), "nothing was given"
+
+
+def test_fade_fg_takes_adjacent_concepts_from_what_is_kept():
+    with pytest.raises(BadInput, match="name concepts to keep"):
+        erase.erase("fade_fg", "random-unet", ["cat"])
+    short = {"iterations": 1, "images": 1, "steps": 2}
+    made = erase.erase("fade_fg", "random-unet", ["cat"], keep=["dog"], passed=short)
+    assert (made.edit.notes["adjacent"], made.edit.notes["adjacent_from"]) == (["dog"], "keep")
+
+
+@pytest.mark.parametrize(
+    ("keep", "general", "message"),
+    [
+        (["dgo"], [], "did you mean 'dog'"),
+        (["dog", "cat"], [], "--keep: expected concepts that are not erased, got cat"),
+        (["dog", "dog"], [], "--keep: expected different concepts"),
+        ([" "], [], "--keep: expected concepts, got an empty one"),
+        ([], ["a sea", "a sea"], "--general: expected different prompts"),
+        ([], [""], "--general: expected prompts, got an empty one"),
+    ],
+)
+def test_what_cannot_be_kept_is_told(keep: list[str], general: list[str], message: str):
+    with pytest.raises(BadInput, match=message):
+        erase.erase("uce", "random-unet", ["cat"], keep=keep, general=general)
+
+
+def test_full_size_models_keep_any_name_but_the_erased_ones():
+    [cat] = erase.targets(["cat"], "paper")
+    assert erase.kept(["a thing unheard of"], [cat], "paper") == ("a thing unheard of",)
+    with pytest.raises(BadInput, match="not erased, got cat"):
+        erase.kept(["Cat"], [cat], "paper")
 
 
 def test_the_card_of_a_hub_s_model_names_its_licence_and_no_label():

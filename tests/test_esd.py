@@ -224,6 +224,28 @@ def test_loss_falls_and_the_student_meets_the_target(backbone: Backbone) -> None
     assert (after - unseen.target).norm() < 0.8 * (before - unseen.target).norm()
 
 
+@pytest.mark.parametrize("train", ["x", "u"])
+def test_the_loss_of_training_is_the_formula(train: str) -> None:
+    """‖ε_θ(x_t, t, c) − (ε(∅) − η[ε(c) − ε(∅)])‖², in float64 with θ as it stands, at every step of a training."""
+    unet = random_unet(dtype=torch.float64)
+    work, names = task(unet, replace(SHORT, eta=1.5)), _distill.trained_names(unet.layers(), train)
+    student = unet.student(names)
+    live = student.tensors()
+    truths: list[float] = []
+
+    def examples(i: int) -> _distill.Example:
+        x, t = unet.noise([i, i + 10]).double(), unet.timesteps(5)[i]
+        with torch.no_grad():
+            null, concept = (unet.predict(x, t, unet.embed(p)) for p in (["", ""], ["cat", "dog"]))
+            with unet.substituted({n: live[n].detach().clone() for n in names}):
+                asked = unet.predict(x, t, unet.embed(["cat", "dog"]))
+        truths.append((asked - (null - 1.5 * (concept - null))).square().mean().item())
+        return _distill.example(work, x, [_distill.Sample(c, 0, 0, i, 5, i) for c in (0, 1)])
+
+    losses = _distill.fit(student, [live[n] for n in names], examples, 4, 1e-3, unet.journal)
+    assert len(set(truths)) == 4 and losses == pytest.approx(truths, rel=1e-6)
+
+
 def test_first_step_is_adam_s() -> None:
     """Adam's first step moves every weight that has a gradient by lr, whatever the gradient's size."""
     backbone = random_unet()

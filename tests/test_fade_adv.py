@@ -639,16 +639,9 @@ def test_bad_fields_are_named(fields: dict[str, Any], message: str) -> None:
         FadeAdv(**fields)
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (Target(name=" ", anchor="animal"), "a concept with a name"),
-        (Target(name="cat", anchor="Cat "), "its own neutral phrase"),
-    ],
-)
-def test_bad_targets_are_named(target: Target, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        SHORT.edit(random_unet(), Request(erase=(target,)))
+def test_a_concept_that_is_its_own_neutral_phrase_is_named() -> None:
+    with pytest.raises(BadInput, match="its own neutral phrase"):
+        SHORT.edit(random_unet(), Request(erase=(Target(name="cat", anchor="Cat "),)))
 
 
 def test_an_empty_window_is_said(backbone: Backbone) -> None:

@@ -587,7 +587,6 @@ def test_bad_fields_are_named(fields: dict[str, Any], message: str) -> None:
     ("target", "message"),
     [
         (Target(name="cat"), "maps 'cat' to an anchor, and it has none; set the field anchor"),
-        (Target(name=" ", anchor="animal"), "expected a concept's name, got ' '"),
         (Target(name="cat " * 30, anchor="animal"), "cut off.*shorten the name"),
     ],
 )

@@ -108,6 +108,25 @@ class TestEveryMethod:
         assert type(method)(**json.loads(json.dumps(asdict(method)))) == method
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"name": ""}, "expected the name of a concept to erase, such as 'cat'; got ''"),
+        ({"name": " \t"}, "expected the name of a concept to erase"),
+        ({"name": "cat", "kind": "sound"}, "cat: unknown kind 'sound' .known: explicit, fine-grained, identity"),
+        ({"name": "cat", "kind": "styles"}, "did you mean 'style'"),
+    ],
+)
+@pytest.mark.parametrize("file", [f for f in FILES if f != "checkpoint"])
+def test_no_method_is_asked_to_erase_what_has_no_name_or_an_unknown_kind(
+    file: str, target: dict[str, Any], message: str
+) -> None:
+    """Also where `edit` is called as it is, without `edits.make`."""
+    method, backbone = instance(file), random_unet()
+    with pytest.raises(BadInput, match=message):
+        method.edit(backbone, replace(REQUEST, erase=(Target(**target),)))
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_file_is_the_name(file: str) -> None:
     cls = method_class(file)

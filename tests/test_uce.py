@@ -122,7 +122,7 @@ def test_both_solvers_are_the_formula(backbone: Backbone, fields: dict[str, Any]
     slow = UCE(**fields, solver="reference").edit(backbone, request).weights
     for name, w in originals(backbone).items():
         size = (truth[name] - w).norm()
-        assert (fast[name] - truth[name]).norm() < 1e-4 * size
+        assert (fast[name] - truth[name]).norm() < 1e-5 * size
         # the released float32 inverse is coarser: 0.05 to 0.4 % of the edit on Stable Diffusion's shapes
         assert (slow[name] - truth[name]).norm() < 1e-2 * size
 
@@ -134,7 +134,7 @@ def test_many_rows_take_the_merged_way(backbone: Backbone) -> None:
     truth = explicit(backbone, UCE(), request, 1.0)
     fast = UCE().edit(backbone, request).weights
     for name, w in originals(backbone).items():
-        assert (fast[name] - truth[name]).norm() < 1e-4 * (truth[name] - w).norm()
+        assert (fast[name] - truth[name]).norm() < 1e-5 * (truth[name] - w).norm()
 
 
 @pytest.mark.parametrize(("erased", "kept"), [(1, 0), (3, 20), (3, 60), (40, 60), (100, 300)])
