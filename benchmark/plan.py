@@ -553,7 +553,7 @@ class _Left:
         for cell in cells:
             for i in cell.items:
                 roles.setdefault((cell.images_key or "", (i.prompt, i.seed)), i.role)
-        left = dict.fromkeys((role for c in cells for role in c.request.prompts), 0)
+        left: dict[str, int] = dict.fromkeys((role for c in cells for role in c.request.prompts), 0)
         for (key, pair), role in roles.items():
             left[role] += pair not in self.have[key]
         total = sum(left.values())
