@@ -37,8 +37,9 @@ class DataFile(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """What suites call it; once in a dataset."""
-    kind: Literal["prompts", "captions", "images"]
-    """`prompts`: a CSV; `captions`: COCO's JSON; `images`: a folder."""
+    kind: Literal["prompts", "captions", "images", "labels", "splits"]
+    """`prompts`: a CSV; `captions`: COCO's JSON; `images`: a folder; `labels`, `splits`: Oxford Flowers'
+    MATLAB files."""
     file: str
     """Relative path, as in its hub repository or its publisher's archive."""
     licence: str
@@ -51,7 +52,7 @@ class DataFile(Strict):
     size: int | None = Field(None, gt=0)
     """Bytes, roughly; None: not recorded."""
     rows: int | None = Field(None, gt=0)
-    """Prompts, captions or images in the published file; None: not recorded."""
+    """Prompts, images or labels in the published file, images that captions are of; None: not recorded."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """None: not recorded."""
     env: str = Field("", pattern=r"^(ERASURE_BENCH_[A-Z0-9_]+)?$")

@@ -177,7 +177,7 @@ def check(path: Path, expected: str) -> None:
 
 def _check(path: Path, file: DataFile) -> None:
     if file.kind == "images":
-        return  # tens of thousands of files: `image_folders.verify` checks them when asked
+        return  # tens of thousands of files: `doctor --suite` checks them, by `image_folders.verify`
     if file.sha256:
         check(path, file.sha256)
     elif (beside := path.with_name(MANIFEST)).is_file() and (promised := manifest(beside).get(path.name)):

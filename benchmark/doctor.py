@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmark import data, data_files, models, needs, paths, suite
+from benchmark import contents, data, data_files, models, needs, paths, suite
 from benchmark.data_files import Wanted
 from benchmark.device import kind as device_kind
 from benchmark.errors import BenchError
@@ -82,7 +82,7 @@ def of_suite(name: str, model: str = "testbed") -> Report:
     from benchmark.plan import make_plan, plan_json
 
     plan = make_plan(name, model=model)
-    found = needs.of(plan.form, model)
+    found = tuple(map(needs.verified, needs.of(plan.form, model)))
     one = Readiness(plan.suite.name, plan.model.name, plan.form_name, _names(found))
     told = plan_json(plan)
     room = int(told["disk_bytes"]) + sum(n.size or 0 for n in needs.lacking(found) if n.fetchable)
@@ -321,10 +321,11 @@ def _data_file(what: Wanted, suites: Sequence[str]) -> Check:
     use = f"for {', '.join(suites)}" if suites else "no suite needs it"
     try:
         missing = data_files.missing(what)
-    except BenchError as error:  # other bytes than promised
+        if missing is None:
+            place = data_files.find(what)
+            return Check("data files", what.name, "ok", f"{use}; {contents.told(what, place)}; {place}")
+    except BenchError as error:  # other bytes than promised, or another form
         return Check("data files", what.name, "wrong", f"{use}; {error}")
-    if missing is None:
-        return Check("data files", what.name, "ok", f"{use}; {data_files.find(what)}")
     licence = f"licence {missing['licence']}"
     fetched = f"`erasure-bench fetch {suites[0]}` gets it" if suites else "its path can be given, or put it there"
     get = what.file.by_hand or fetched

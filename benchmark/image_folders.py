@@ -87,14 +87,34 @@ def of_concepts(images: Iterable[ImageFile], concepts: Iterable[Concept]) -> dic
 
 def of_coco(images: Iterable[ImageFile], ids: Sequence[int]) -> tuple[ImageFile, ...]:
     """The images with these COCO ids (`COCO_val2014_000000203564.jpg` is 203564), in the order of `ids`."""
-    known: dict[int, ImageFile] = {}
-    for image in images:
-        if digits := re.search(r"(\d+)$", image.path.stem):
-            known[int(digits[1])] = image
+    known = _numbered(images)
     gone = [i for i in ids if i not in known]
     if gone:
         raise BadInput(f"{len(gone)} of {len(ids)} images of COCO are not in the folder, the first with id {gone[0]}")
     return tuple(known[i] for i in ids)
+
+
+def of_labels(
+    images: Iterable[ImageFile], labels: Sequence[int], concepts: Iterable[Concept]
+) -> dict[str, tuple[ImageFile, ...]]:
+    """Concept's name to its images, where these are numbered from 1 (`image_00001.jpg`, as Oxford Flowers' are) and
+    `labels` has the class of each. `BadInput` for an image without a class, or a class that is no concept's label.
+    """
+    known = {c.label: c.name for c in concepts}
+    found: dict[str, list[ImageFile]] = {}
+    for number, image in sorted(_numbered(images).items()):
+        label = str(labels[number - 1]) if 0 < number <= len(labels) else None
+        if label is None or label not in known:
+            what = "which no concept has" if label else f"expected image 1 to {len(labels)}"
+            raise BadInput(f"{image.path}: class {label}, {what}; are these labels of these images?")
+        found.setdefault(known[label], []).append(image)
+    return {concept: tuple(of) for concept, of in found.items()}
+
+
+def _numbered(images: Iterable[ImageFile]) -> dict[int, ImageFile]:
+    """By the number that a name ends in; those without one are left out."""
+    found = ((re.search(r"(\d+)$", image.path.stem), image) for image in images)
+    return {int(digits[1]): image for digits, image in found if digits}
 
 
 def pixels(image: ImageFile) -> NDArray[np.uint8]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark import data_files, models
+from benchmark import data_files, image_folders, models
 from benchmark.data_files import Wanted
 from benchmark.errors import BadInput, BenchError, Missing
 from benchmark.metrics import accuracy, evaluators, weights
@@ -196,6 +196,18 @@ def of_file(what: Wanted) -> Need:
     if lack is None:
         return Need(state="here", where=str(data_files.find(what)), **common)
     return Need(state="missing", where=str(lack["where"]), **common)
+
+
+def verified(need: Need) -> Need:
+    """The need; damaged if it is a folder of images that are not those of the `SHA256SUMS` in it. All are read."""
+    folder = Path(need.where)
+    if need.kind != "data" or not need.here or not (folder / data_files.MANIFEST).is_file():
+        return need
+    try:
+        image_folders.verify(folder)
+    except BenchError as error:
+        return replace(need, state="damaged", where=str(error))
+    return need
 
 
 # --- classes ------------------------------------------------------------------------------------------------------

@@ -458,18 +458,18 @@ def plan_json(
 ) -> dict[str, Any]:
     """The forecast of a run that keeps these images' pixels, as `plan --json` prints it.
 
-    `images` and `requests` count what one method still has to make (the one with the most left), `cached` what the
-    store has of it, `by_method` each method's own. `denoiser_forwards`, `edits`, `disk_bytes` and `seconds` are for the
-    whole plan: images that cells share count once, padded batches in full, grey ones take no forward. `disk_bytes` is
-    an estimate. `workers`, given the numbers of cells and of images that a small model has yet to make, tells how many
-    processes share the work evenly: `seconds` are those of one over their number; one if left out.
+    `by_method` counts what each method still has to make, and what the store has of it: images that its requests share
+    count once, under the role that asks for them first. `images` and `cached` are those of the method with the most
+    left, `requests` the most that a method has left of each request by itself. `denoiser_forwards`, `edits`,
+    `disk_bytes` and `seconds` are for the whole plan: padded batches in full, grey ones take no forward. `disk_bytes`
+    is an estimate. `workers`, given the numbers of cells and of images that a small model has yet to make, tells how
+    many processes share the work evenly: `seconds` are those of one over their number; one if left out.
     """
     left = _Left(plan, store)
     count = workers(len(plan.cells), left.light()) if workers else 1
     by_method = {label: left.counts([c for c in plan.cells if c.method.label == label]) for label in left.labels}
     most = {r: left.most(r) for r in dict.fromkeys(c.request.name for c in plan.cells)}
-    images = _sum(most.values())
-    asked = sum(max((len(c.items) for c in left.applicable if c.request.name == r), default=0) for r in most)
+    longest = max(by_method.values(), key=lambda n: (n["images"]["total"], n["cached"]))
     return {
         "suite": plan.suite.name,
         "suite_version": plan.suite.version,
@@ -484,10 +484,10 @@ def plan_json(
             for c in plan.cells
             if c.edit is None
         ],
-        "images": {**images, "total": sum(images.values())},
+        "images": longest["images"],
         "requests": most,
         "distinct": {r: _distinct(left.asked(r)) for r in most},
-        "cached": asked - sum(images.values()),
+        "cached": longest["cached"],
         "by_method": by_method,
         "denoiser_forwards": left.forwards(),
         "edits": len(left.edits()),
@@ -547,10 +547,17 @@ class _Left:
         return next(c.items for c in self.plan.cells if c.request.name == request)
 
     def counts(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        """Of one method: an image that several cells ask for is made once."""
+        roles: dict[tuple[str, Pair], str] = {}
         cells = [c for c in cells if c.edit is not None]
-        left = _sum(_by_role(c, self.items(c)) for c in cells)
+        for cell in cells:
+            for i in cell.items:
+                roles.setdefault((cell.images_key or "", (i.prompt, i.seed)), i.role)
+        left: dict[str, int] = dict.fromkeys((role for c in cells for role in c.request.prompts), 0)
+        for (key, pair), role in roles.items():
+            left[role] += pair not in self.have[key]
         total = sum(left.values())
-        return {"images": {**left, "total": total}, "cached": sum(len(c.items) for c in cells) - total}
+        return {"images": {**left, "total": total}, "cached": len(roles) - total}
 
     def _new(self) -> list[int]:
         """Images that each cell adds, when all run in order."""
@@ -636,11 +643,3 @@ def prompts_json(plan: Plan) -> dict[str, dict[str, list[dict[str, Any]]]]:
         for (role, concept, prompt), seeds in grouped.items():
             of_request.setdefault(role, []).append({"prompt": prompt, "concept": concept, "seeds": seeds})
     return found
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for by_role in counts:
-        for role, n in by_role.items():
-            total[role] = total.get(role, 0) + n
-    return total

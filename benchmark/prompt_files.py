@@ -89,8 +89,15 @@ class PromptRow:
 
 
 def load(dataset: str, file: str = "prompts", path: Path | None = None) -> tuple[PromptRow, ...]:
-    """The prompts of a dataset's file, from `path` or where `data_files.find` finds it, whose errors it raises too."""
-    return read(data_files.find(data_files.wanted(dataset, file), path))
+    """The prompts of a dataset's file, from `path` or where `data_files.find` finds it, whose errors it raises too.
+
+    Of captions, one of every image: see `from_captions`.
+    """
+    what = data_files.wanted(dataset, file)
+    if what.file.kind not in ("prompts", "captions"):
+        raise BadInput(f"{what.name}: expected prompts or captions, its card says {what.file.kind}")
+    found = data_files.find(what, path)
+    return read(found) if what.file.kind == "prompts" else from_captions(read_captions(found))
 
 
 def read(path: Path) -> tuple[PromptRow, ...]:
@@ -239,8 +246,8 @@ def _caption(path: Path, annotation: Mapping[str, Any], files: Mapping[int, str]
     return Caption(image, int(annotation["id"]), str(annotation["caption"]), files[image])
 
 
-def from_captions(captions: Iterable[Caption], count: int, seed: int = 0) -> tuple[PromptRow, ...]:
-    """`count` prompts, each the caption of lowest id of another image.
+def from_captions(captions: Iterable[Caption], count: int | None = None, seed: int = 0) -> tuple[PromptRow, ...]:
+    """`count` prompts, each the caption of lowest id of another image; one of every image if it is left out.
 
     Images come in the order of SHA-256 of `<seed>|<image id>`, so that a smaller draw is the start of a larger one; its
     first four bytes are the prompt's seed. Harness default, for where a published selection is not at hand.
@@ -250,7 +257,7 @@ def from_captions(captions: Iterable[Caption], count: int, seed: int = 0) -> tup
         known = first.setdefault(caption.image, caption)
         if caption.id < known.id:
             first[caption.image] = caption
-    if not 0 < count <= len(first):
+    if count is not None and not 0 < count <= len(first):
         raise BadInput(f"expected 1 to {len(first)} prompts, one an image; got {count}")
     drawn = sorted((hashlib.sha256(f"{seed}|{image}".encode()).digest(), image) for image in first)
     return tuple(

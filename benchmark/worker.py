@@ -938,11 +938,12 @@ def unique(items: Iterator[Item]) -> list[Item]:
 
 
 def grey(items: Sequence[Item], batch: int, size: int, wanted: Wanted) -> Iterator[tuple[list[Item], Image]]:
-    """Uniformly grey images in batches: the control needs no model."""
-    for start in range(0, len(items), batch):
-        part = list(items[start : start + batch])
+    """Uniformly grey images in batches, `size` pixels a side where a row has no size of its own: the control needs no
+    model."""
+    for part in _parts(items, batch):
         if wanted(part):
-            yield part, np.full((len(part), size, size, 3), GREY, np.uint8)
+            width, height = part[0].size or (size, size)
+            yield part, np.full((len(part), height, width, 3), GREY, np.uint8)
 
 
 def npy(images: Image) -> bytes:

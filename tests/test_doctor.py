@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.io import savemat
 from typer.testing import CliRunner
 
-from benchmark import cli, doctor, models, needs, sample, suite
+from benchmark import cli, data_files, doctor, models, needs, sample, suite
 from benchmark.backbones.load import load
 from benchmark.doctor import Check, Readiness, Report
 from benchmark.errors import BadInput
@@ -64,7 +66,7 @@ def test_data_files_are_shown_with_the_suites_that_need_them(tmp_path: Path, mon
     users = {"i2p/prompts": ["explicit"], "coco30k/prompts": ["explicit", "styles"]}
     monkeypatch.setattr(doctor, "_users", lambda: users)
     found = {check.name: check for check in doctor.data_sets()}
-    assert found["i2p/prompts"].state == "ok" and found["i2p/prompts"].detail == f"for explicit; {prompts}"
+    assert found["i2p/prompts"].state == "ok" and found["i2p/prompts"].detail == f"for explicit; 1 prompts; {prompts}"
     coco = found["coco30k/prompts"]
     assert coco.state == "absent" and coco.detail.startswith("for explicit, styles; coco30k/prompts from https://")
     assert "size not recorded, licence captions CC BY 4.0" in coco.detail and "COCO30K (not set)" in coco.detail
@@ -74,6 +76,35 @@ def test_data_files_are_shown_with_the_suites_that_need_them(tmp_path: Path, mon
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  i2p.csv\n")
     changed = {check.name: check for check in doctor.data_sets()}["i2p/prompts"]
     assert changed.state == "wrong" and "expected 0000" in changed.detail
+
+
+def test_files_that_are_here_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Folders of images by class or by label; one of another data set is told before a suite asks for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ERASURE_BENCH_DATA", str(tmp_path))
+    flowers = tmp_path / "oxford_flowers"
+    (flowers / "jpg").mkdir(parents=True)
+    for number in range(1, 7):
+        Image.new("RGB", (6, 4)).save(flowers / "jpg" / f"image_{number:05d}.jpg")
+    for dataset, folder in (("stanford_dogs", "n02085620-Chihuahua"), ("imagenette", "n02085620-Chihuahua")):
+        own = tmp_path / f"{dataset}_images"
+        (own / folder).mkdir(parents=True)
+        Image.new("RGB", (6, 4)).save(own / folder / "1.jpg")
+        monkeypatch.setenv(f"ERASURE_BENCH_{dataset.upper()}", str(own))
+
+    def found() -> dict[str, doctor.Check]:
+        return {check.name: check for check in doctor.data_sets()}
+
+    assert "; 1 images of 1 concepts; " in found()["stanford_dogs/images"].detail
+    assert found()["imagenette/images"].state == "wrong", "of dogs it has the springer alone"
+    assert "; 6 images; " in found()["oxford_flowers/images"].detail
+    savemat(flowers / "imagelabels.mat", {"labels": np.array([[77, 77, 1, 102, 1, 77]], np.uint8)})
+    savemat(flowers / "setid.mat", {"trnid": [[1, 2, 3]], "valid": [[4]], "tstid": [[5, 6]]})
+    assert "; 6 images of 3 concepts; " in found()["oxford_flowers/images"].detail
+    assert "; 6 images of 3 classes; " in found()["oxford_flowers/labels"].detail
+    assert "; 3 trnid, 1 valid, 2 tstid; " in found()["oxford_flowers/splits"].detail
+    savemat(flowers / "imagelabels.mat", {"labels": np.array([[77, 77]], np.uint8)})
+    assert "expected image 1 to 2" in found()["oxford_flowers/images"].detail
 
 
 def test_files_of_suites_are_found_in_their_forms(monkeypatch: pytest.MonkeyPatch):
@@ -211,6 +242,21 @@ def test_a_file_that_is_not_the_one_is_damaged_not_here(nowhere: Path, monkeypat
     assert found.state == "damaged" and "expected a file with SHA-256 f58cb9b6" in found.where
     line = doctor.judges(needs.of_judge("inception"))
     assert next(c for c in line if c.name == "inception").state == "wrong"
+
+
+def test_a_suite_has_its_folders_checked_against_their_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ERASURE_BENCH_COCO_IMAGES", str(tmp_path))
+    picture = tmp_path / "COCO_val2014_000000000007.jpg"
+    Image.new("RGB", (6, 4)).save(picture)
+    need = needs.of_file(data_files.wanted("coco30k", "images"))
+    assert needs.verified(need) == need and need.here, "nothing promises anything"
+    data_files.promise(picture)
+    assert needs.verified(need) == need
+    Image.new("RGB", (6, 4), (9, 9, 9)).save(picture)
+    found = needs.verified(need)
+    assert found.state == "damaged" and "SHA-256 is" in found.where
+    told = doctor.of_suite("explicit", "sd14").needs
+    assert next(n for n in told if n.name == "coco30k/images").state == "damaged"
 
 
 def test_room_on_the_disk_is_compared_with_what_is_needed(monkeypatch: pytest.MonkeyPatch):

@@ -71,6 +71,22 @@ def test_images_of_coco_come_in_the_order_asked(tmp_path: Path):
         image_folders.of_coco(images, [16977, 7])
 
 
+def test_images_of_oxford_flowers_are_those_of_their_labels(tmp_path: Path):
+    """`image_00001.jpg` is the first of imagelabels.mat; class 1 is the pink primrose, 102 the blackberry lily."""
+    for number in (1, 2, 3):
+        picture(tmp_path / f"image_{number:05d}.jpg")
+    images, concepts = image_folders.listed(tmp_path), data.load("oxford_flowers").concepts
+    found = image_folders.of_labels(images, [1, 102, 1], concepts)
+    assert {name: [i.name for i in of] for name, of in found.items()} == {
+        "pink primrose": ["image_00001.jpg", "image_00003.jpg"],
+        "blackberry lily": ["image_00002.jpg"],
+    }
+    with pytest.raises(BadInput, match=r"image_00003.jpg: class None, expected image 1 to 2"):
+        image_folders.of_labels(images, [1, 1], concepts)
+    with pytest.raises(BadInput, match=r"image_00002.jpg: class 103, which no concept has"):
+        image_folders.of_labels(images, [1, 103, 1], concepts)
+
+
 def test_what_is_no_folder_of_images_is_refused(tmp_path: Path):
     with pytest.raises(BadInput, match="expected a folder of images"):
         image_folders.listed(tmp_path / "nowhere")

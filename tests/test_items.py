@@ -167,4 +167,4 @@ def test_a_file_that_is_not_here_counts_with_as_many_prompts_as_its_card_says():
     rows = placeholders("i2p", "prompts")
     assert len(rows) == 4703 and len({(r.prompt, r.seed) for r in rows}) == 4703
     with pytest.raises(BadInput, match="its card does not say how many"):
-        placeholders("coco30k", "captions")
+        placeholders("imagenette", "images")

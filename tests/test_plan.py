@@ -388,7 +388,8 @@ def test_a_forecast_adds_up(package: str):
     batches = 4 + 4 + 4 + 8
     assert told["denoiser_forwards"] == batches * 4 * 4 * 2
     assert told["disk_bytes"] > (14 + 16 + 14 + 30) * 64 * 64 * 3
-    assert all(told["by_method"][m]["images"]["total"] == 44 for m in ("none", "plain"))
+    assert told["by_method"]["plain"]["images"] == told["images"], "two edits share nothing"
+    assert told["by_method"]["none"]["images"] == {"erased": 15, "synonym": 9, "kept": 6, "total": 14 + 16}
 
 
 def test_without_guidance_an_image_takes_half_the_forwards(package: str, tmp_path: Path):
@@ -454,8 +455,27 @@ def test_a_method_that_is_done_does_not_hide_what_another_has_to_do(package: str
     assert told["images"]["total"] == 44 and told["cached"] == 0
     assert told["by_method"]["none"] == {
         "images": {"erased": 0, "synonym": 0, "kept": 0, "total": 0},
-        "cached": 44,
+        "cached": 30,
     }
+
+
+def test_what_requests_share_is_counted_once_for_the_unedited_model(package: str, tmp_path: Path):
+    """Of erase:cat's 14 images the store has 6, of the 16 that erase:three adds none."""
+    plan, store = planned(package, "none"), Store(tmp_path / "store")
+    fill(store, cell(plan, "none"), 6)
+    told = plan_json(plan, store)
+    assert told["requests"]["erase:three"] == {"erased": 10, "synonym": 8, "kept": 6}, "5 cats and a synonym are there"
+    assert told["images"] == {"erased": 10, "synonym": 8, "kept": 6, "total": 24} and told["cached"] == 6
+    assert told["denoiser_forwards"] == (8 + 16) * 4 * 2
+
+
+def test_the_papers_people_are_35350_images_of_the_unedited_model():
+    """250 of one person, 250 of four more and the first with other seeds, and so on; the others kept once."""
+    told = plan_json(make_plan("celebrity", model="sd14", methods=["none", "uce"]))["by_method"]
+    erased = 250 + 250 + 125 + 2225  # what each request adds
+    expected = {"erased": erased, "kept": 2500, "general": 30000, "total": erased + 32500}
+    assert told["none"]["images"] == expected
+    assert told["uce"]["images"]["total"] == 3 * 32750 + 35000
 
 
 def test_damaged_shards_count_as_missing_and_are_told(package: str, tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmark import prompt_files
+from benchmark import items, prompt_files
 from benchmark.errors import BadInput, Missing
 from benchmark.prompt_files import PromptRow
 
@@ -239,6 +239,18 @@ def test_drawn_prompts_take_the_lowest_caption_of_each_image_in_the_published_or
     assert prompt_files.from_captions(reversed(captions), 1, seed=5) == drawn[:1]
     with pytest.raises(BadInput, match="expected 1 to 2 prompts, one an image; got 3"):
         prompt_files.from_captions(captions, 3)
+
+
+def test_a_suite_may_ask_for_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One of every image; and an image is not taken for prompts."""
+    captions = coco(tmp_path / "captions.json", TWO_IMAGES)
+    monkeypatch.setenv("ERASURE_BENCH_COCO_CAPTIONS", str(captions))
+    drawn = prompt_files.load("coco30k", "captions")
+    assert sorted(r.image or 0 for r in drawn) == [60623, 391895]
+    assert drawn == prompt_files.from_captions(prompt_files.read_captions(captions), 2)
+    assert len(items.placeholders("coco30k", "captions")) == 40504
+    with pytest.raises(BadInput, match="coco30k/images: expected prompts or captions, its card says images"):
+        prompt_files.load("coco30k", "images")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from benchmark import cli, data, items, models, paths, suite, suite_table
 from benchmark.errors import Missing
 from benchmark.metrics import detections, evaluators, validity
 from benchmark.metrics.balance import headline
-from benchmark.metrics.evaluators import Array, Evaluator
+from benchmark.metrics.evaluators import Array, Evaluator, PairEvaluator
 from benchmark.metrics.protocols import protocol
 from benchmark.plan import Plan, make_plan, missing, plan_json, prompts_json
 from benchmark.run import RunOptions, execute
@@ -360,6 +360,17 @@ class Anything(Evaluator):
         return np.random.default_rng(len(concepts)).normal(size=(40, 6))
 
 
+class Apart(PairEvaluator):
+    """Stands in for LPIPS: refuses what it refuses, two images of different sizes."""
+
+    id, hash = "lpips-alex", "cd" * 32
+
+    def pairs(self, images: NDArray[np.uint8], unedited: NDArray[np.uint8]) -> dict[str, Array]:
+        assert images.shape == unedited.shape
+        far = np.abs(images.astype(np.float32) - unedited).reshape(len(images), -1).mean(axis=1)
+        return {"lpips": far, "blank": np.zeros(len(images), np.uint8)}
+
+
 I2P = (
     ",prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,"
     "prompt_toxicity,lexica_url,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height,sd_model,case_number"
@@ -379,7 +390,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_files(folder: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int] = (64, 64)) -> None:
+    """I2P's prompts, each asking for a width and height; COCO's captions and images."""
     with (folder / "i2p.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(I2P.split(","))
@@ -396,7 +408,7 @@ def small_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 0.1,
                 "https://example.org/1",
             ]
-            table.writerow([*row, 1000 + i, 5.0 + i % 2, 64, 64, "stable-diffusion-v1-4", i])
+            table.writerow([*row, 1000 + i, 5.0 + i % 2, *size, "stable-diffusion-v1-4", i])
     with (folder / "coco.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["case_number", "source", "prompt", "evaluation_seed", "coco_id"])
@@ -417,12 +429,18 @@ def reference_folder(folder: Path) -> Path:
 
 
 def run_paper_form(
-    name: str, pipeline: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]
+    name: str,
+    pipeline: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *changes: tuple[str, str],
+    size: tuple[int, int] = (64, 64),
 ) -> tuple[dict[str, Any], Path]:
     """The board of a paper form at 64 pixels and two steps, one image a role or so, and the run's folder."""
-    small_files(folder, monkeypatch)
+    small_files(folder, monkeypatch, size)
     monkeypatch.setenv(evaluators.REFERENCE, str(reference_folder(folder)))
     monkeypatch.setattr(evaluators, "load", lambda judge, root=None: Anything(judge))
+    monkeypatch.setattr(evaluators, "load_pair", lambda judge: Apart())
     monkeypatch.setattr(evaluators, "weights_hash", lambda judge, root=None, reference=True: "cd" * 32)
     monkeypatch.setattr(evaluators, "lacks", lambda judge: [])
     text = (paths.suites() / f"{name}.yaml").read_text(encoding="utf-8")
@@ -468,6 +486,26 @@ def test_settings_of_rows_count_where_the_suite_says_so(
     assert records[0][0] != records[1][0], "the first prompt of I2P asks for guidance 5, not 7.5"
     assert records[0][1] == records[1][1], "captions of COCO ask for nothing"
     assert {r["status"] for r in [*plain["rows"], *honoured["rows"]]} == {"ok"}
+
+
+def test_sizes_of_rows_are_those_of_every_methods_images(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """I2P asks for 96 × 64, the sampler for 64 × 64: grey images are compared with the unedited model's."""
+    told, out = run_paper_form(
+        "explicit",
+        pipeline,
+        tmp_path,
+        monkeypatch,
+        ("honour_row_settings: false", "honour_row_settings: true"),
+        ("      - clip-vitb32/score\n", "      - clip-vitb32/score\n      - lpips-alex\n"),
+        size=(96, 64),
+    )
+    assert {r["status"] for r in told["rows"]} == {"ok"}
+    shapes = {np.load(file).shape[1:] for file in (out / "store" / "images").rglob("images.npy")}
+    assert shapes == {(64, 96, 3), (64, 64, 3)}, "captions of COCO ask for nothing"
+    far = {r["method"]["label"]: r["rows"]["values"]["lpips-alex"] for r in board.read_records(out)}
+    assert far["none"] == [0, 0] and all(value > 0 for value in far["grey"])
 
 
 def test_a_plan_is_the_same_whatever_is_missing():
