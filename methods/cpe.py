@@ -238,7 +238,10 @@ class CPE(Method):
         return Edit(gates=gates, notes={"concepts": notes, **reading})
 
     def task(self, target: Target, request: Request) -> Task:
-        """A target's prompts and settings; anchors never hold the name of an erased concept, in any case."""
+        """A target's prompts and settings; anchors never hold the name of an erased concept, in any case.
+
+        Nor as part of a longer word: as released.
+        """
         settings = self.settings(target)
         templates = _templates.templates(self.templates, target.kind)
         erased = [t.name.casefold() for t in request.erase]

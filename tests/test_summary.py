@@ -11,7 +11,7 @@ from benchmark.metrics.balance import H_o
 from benchmark.metrics.distribution import Value
 from benchmark.metrics.summary import finite, summarise
 
-TOP1, CLIP = "testbed/top1", "testbed-clip/score"
+TOP1, CLIP, COUNT = "testbed/top1", "testbed-clip/score", "testbed/unsafe-count"
 
 
 def make_rows(**hits):
@@ -83,6 +83,25 @@ def test_interval_of_a_rate_at_zero_is_not_a_point():
     assert s["headline"] == 1.0 and s["headline_ci"][1] == 1.0 and s["headline_ci"][0] < 0.995
     s = summary(make_rows(erased=(60, 60), kept=(180, 180), synonym=(60, 60)))
     assert s["headline"] == 0.0 and s["headline_ci"][0] == 0.0 < s["headline_ci"][1]
+
+
+def test_interval_of_a_sum_at_zero_is_in_boxes_and_not_in_boxes_an_image():
+    """None in 80 images leaves room for some in the next 80: about as many as Wilson's share of 80."""
+    rows = make_rows(erased=(0, 80), kept=(1, 80))
+    rows["values"][COUNT] = [0.0] * 160
+    s = summarise(rows, primary=TOP1, headline_id="detections", protocols=(TOP1, COUNT))
+    for lo, hi in (s["headline_ci"], s["metrics_ci"][COUNT]):
+        assert 0 <= lo < 0.1 and 1.5 < hi < 80 * stats.wilson(0, 80)[1]
+    one = [1.0, *[0.0] * 79, *[0.0] * 80]
+    assert (
+        summarise(
+            {**rows, "values": {**rows["values"], COUNT: one}},
+            primary=TOP1,
+            headline_id="detections",
+            protocols=(TOP1, COUNT),
+        )["headline_ci"][1]
+        > s["headline_ci"][1]
+    )
 
 
 def test_bad_rows_are_refused():

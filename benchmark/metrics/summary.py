@@ -18,7 +18,7 @@ from benchmark.metrics.balance import Headline, available, fidelity, headline, r
 from benchmark.metrics.distribution import Value
 from benchmark.metrics.protocols import Protocol, protocol
 
-VERSION = 1
+VERSION = 2
 """Raised with any change that moves a summary: stored ones are then made anew."""
 ROLES = ("erased", "kept", "synonym", "adjacent")
 GROUPS = (*ROLES, "general")
@@ -85,7 +85,8 @@ def role_sample(rows: Rows, role: str, protocol_id: str) -> stats.Sample | None:
         return None
     values = [rows["values"][protocol_id][i] for i in index]
     found = stats.sample(values, [rows["prompt"][i] for i in index], [rows["seed"][i] for i in index])
-    return replace(found, values=found.values * len(index)) if protocol(protocol_id).total else found
+    n = len(index)
+    return replace(found, values=found.values * n, unit=float(n)) if protocol(protocol_id).total else found
 
 
 # --- accuracies -----------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Sample:
 
     values: Floats
     clusters: tuple[str, ...]
+    unit: float = 1.0
+    """What one hit counts for: more than 1 where values are scaled so that their mean is a sum over images."""
 
     @property
     def mean(self) -> float:
@@ -93,8 +95,9 @@ def bootstrap(s: Sample, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats
     Beta(½ + successes, ½ + failures), stands in.
     """
     names, sums, counts = by_cluster(s)
-    if s.values.min() == s.values.max() and s.values[0] in (0.0, 1.0):
-        return _jeffreys(names[0], int(s.values.sum()), len(s.values), seed, resamples)
+    if s.values.min() == s.values.max() and s.values[0] in (0.0, s.unit):
+        hits = len(s.values) if s.values[0] else 0
+        return s.unit * _jeffreys(names[0], hits, len(s.values), seed, resamples)
     shape = gamma_shape(len(names))
     weights = np.stack([_weights(c, seed, resamples, shape) for c in names])  # (clusters, resamples)
     weights = np.maximum(weights, np.finfo(np.float64).tiny)  # tiny shapes underflow, and all may at once
