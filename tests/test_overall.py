@@ -237,6 +237,9 @@ def test_latex_marks_what_the_tests_support(made):
     assert r"\scriptsize" in overall.render(made, "tex", intervals=True) and r"\scriptsize" not in tex
     near = {"none": (118, 110), "a": (6, 100), "b": (6, 100)}
     tied = overall.render(overall.build({"one": suite("one", near)}), "tex")
+    wide = overall.render(overall.build({name: suite(name, near) for name in "abcdef"}), "tex", intervals=True)
+    assert wide.count("{") == wide.count("}") and "booktabs,graphicx" in wide
+    assert r"\resizebox{\linewidth}{!}{" in wide and r"\resizebox" not in tied
     assert r"\textbf" not in tied and r"\underline" not in tied
 
 

@@ -71,7 +71,7 @@ def shown(name: str, value: float | None, digits: int = 1, row: Row | None = Non
         return DASH
     if is_rate(name, row):
         return f"{100 * value:.{digits}f}"
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+    return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
 
 
 def interval_of(row: Row, name: str) -> str:

@@ -226,7 +226,9 @@ def _md_row(row: Row, suites: Sequence[Suite]) -> str:
 def as_tex(made: Leaderboard, *, intervals: bool = False) -> str:
     """One `tabular` with booktabs rules; a suite's best and second are marked where its paired tests say so."""
     suites = made["suites"]
-    lines = [f"% {printable(title(made))}", "% needs \\usepackage{booktabs}"]
+    wide = len(suites) > _PAGE
+    lines = [f"% {printable(title(made))}", f"% needs \\usepackage{{booktabs{',graphicx' if wide else ''}}}"]
+    lines += [r"\resizebox{\linewidth}{!}{"] if wide else []
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(suites) + 1)}}}", r"\toprule"]
     if made["form"] == "embedded":  # a comment would stay behind when the table is typeset
         lines.append(rf"\multicolumn{{{len(suites) + 2}}}{{l}}{{{tex(EMBEDDED)}}} \\")
@@ -235,9 +237,11 @@ def as_tex(made: Leaderboard, *, intervals: bool = False) -> str:
     lines += [" & ".join(["", "", *map(tex, under)]) + r" \\", r"\midrule"]
     lines += [_tex_row(r, suites, intervals) for r in made["rows"]]
     said = [f"% {printable(n)}" for n in [*notes(made), UNDERLINED]]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *said]) + "\n"
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), *said]) + "\n"
 
 
+_PAGE = 5
+"""Suites that fit on a page with intervals; more are scaled down to its width."""
 UNDERLINED = f"{BOLD} Underlined: the second, where it is told from the best and from every one below."
 
 
