@@ -60,22 +60,23 @@ def coverage(headline, design, normal, trials=1500):
     return hits / trials
 
 
-@pytest.mark.parametrize(
-    ("headline", "design", "most"),
-    [
-        ("H_o", {"erased": (20, 6, -2, 1), "kept": (30, 6, 2, 1), "synonym": (20, 6, -1, 1)}, 0.97),
-        ("H_o", {"erased": (60, 1, -3, 0), "kept": (10, 20, 2, 0.5), "synonym": (60, 1, -2, 0)}, 0.98),
-        ("H_c", {"erased": (60, 1, -2, 0), "kept": (75, 2, 2, 1)}, 0.97),
-        ("ERB", {"erased": (10, 10, -1, 1), "adjacent": (50, 4, 1, 1)}, 0.97),
-    ],
-    ids=["H_o", "H_o-ten-prompts", "H_c", "ERB"],
-)
-def test_intervals_of_headlines_cover(headline, design, most, normal):
-    """93–97 %, give or take half a point: what 1500 trials leave open. With ten prompts in one part, some more: that
-    part's weights are widened to Student's t, and the other parts' images are in the interval too."""
-    found = coverage(headline, design, normal)
-    print(f"{headline}: coverage {found:.4f}")
-    assert 0.925 <= found <= most + 0.005
+DESIGNS = {
+    "H_o": ("H_o", {"erased": (20, 6, -2, 1), "kept": (30, 6, 2, 1), "synonym": (20, 6, -1, 1)}),
+    "H_o, ten prompts": ("H_o", {"erased": (60, 1, -3, 0), "kept": (10, 20, 2, 0.5), "synonym": (60, 1, -2, 0)}),
+    "H_c": ("H_c", {"erased": (60, 1, -2, 0), "kept": (75, 2, 2, 1)}),
+    "ERB": ("ERB", {"erased": (10, 10, -1, 1), "adjacent": (50, 4, 1, 1)}),
+}
+"""Of each part: prompts, images of a prompt, the middle of its prompts' rates in logits, their spread."""
+
+
+def test_intervals_of_headlines_cover(normal):
+    """93–97 % on average, as of a share. With ten prompts in one part of three it is more: that part's weights are
+    widened to Student's t, and the other parts' images are in the interval too."""
+    found = {name: coverage(headline, design, normal) for name, (headline, design) in DESIGNS.items()}
+    print("coverage of headlines:", ", ".join(f"{name} {share:.4f}" for name, share in found.items()))
+    assert 0.93 <= np.mean(list(found.values())) <= 0.97
+    assert all(0.93 <= share <= 0.97 for name, share in found.items() if "ten" not in name)
+    assert 0.93 <= found["H_o, ten prompts"] <= 0.985, "too wide, never too narrow"
 
 
 def test_intervals_of_means_cover():
@@ -87,7 +88,7 @@ def test_intervals_of_means_cover():
         low, high = stats.percentile(stats.bootstrap(s))
         hits += low <= true <= high
     print(f"mean of scores, 40 prompts: coverage {hits / 1500:.4f}")
-    assert 0.925 <= hits / 1500 <= 0.975
+    assert 0.93 <= hits / 1500 <= 0.97
 
 
 def test_intervals_of_paired_differences_cover(normal):
@@ -106,7 +107,7 @@ def test_intervals_of_paired_differences_cover(normal):
         _, interval = stats.difference(h.draws, *sides)
         hits += interval[0] <= true <= interval[1]
     print(f"difference of H_c: coverage {hits / 1000:.4f}")
-    assert 0.92 <= hits / 1000 <= 0.98
+    assert 0.93 <= hits / 1000 <= 0.97
 
 
 def test_bootstrap_of_H_is_what_a_slow_literal_one_gives():

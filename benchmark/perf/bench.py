@@ -92,9 +92,12 @@ class Bench(abc.ABC):
     once: bool = False
     """Whether one turn tells all: a check, not a time."""
     peer_once: bool = False
-    """Whether the peer's way takes a single turn: a long one, so far behind that its spread decides nothing."""
+    """Whether the peer's way takes a single turn: a long one, so far behind that neither its spread nor a cold
+    first call decides anything: it is not warmed up."""
+    fewest: int = 3
+    """Turns that the peer's way takes however long they are; ours takes all that were asked for."""
     patience: float = 50.0
-    """Seconds of turns from which the peer's way, after `FEWEST` of its own, takes no more of them."""
+    """Seconds of turns from which the peer's way, after `fewest` of its own, takes no more of them."""
 
     @abc.abstractmethod
     def ready(self, rig: Rig, folder: Path) -> AbstractContextManager[Trial]:
@@ -102,10 +105,6 @@ class Bench(abc.ABC):
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
-FEWEST = 3
-"""Turns that the peer's way takes however long they are; ours takes all that were asked for."""
-
-
 def run(bench: Bench, rig: Rig, folder: Path, runs: int) -> dict[str, Any]:
     """The bench's entry, see `entry`; with the reason in place of numbers where it cannot be measured here."""
     before = load()
@@ -151,11 +150,13 @@ class _Side:
 def _turns(bench: Bench, trial: Trial, runs: int) -> tuple[_Side, _Side]:
     ours, peer = _Side(), _Side()
     if bench.warm_up and not bench.once:
-        trial.ours(), trial.peer()
+        trial.ours()
+        if not bench.peer_once:
+            trial.peer()
     begun = time.monotonic()
     for turn in range(runs):
         ours.turn(trial.ours)
-        enough = turn >= FEWEST and time.monotonic() - begun > bench.patience
+        enough = turn >= bench.fewest and time.monotonic() - begun > bench.patience
         if not enough and not (bench.peer_once and turn):
             peer.turn(trial.peer)
     return ours, peer

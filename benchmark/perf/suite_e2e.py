@@ -36,7 +36,8 @@ class SuiteE2E(Bench):
     )
     targets = {"cpu": Target("≥ 3× cold", 3.0), "cuda": Target("≥ 6× cold", 6.0)}
     warm_up = False  # every turn starts processes of its own
-    patience = 330.0  # the one that tells most: five turns of both on all but slow machines
+    fewest = 2  # seven processes a turn, two minutes of them on a slow machine
+    patience = 150.0
 
     @contextmanager
     def ready(self, rig: Rig, folder: Path) -> Iterator[Trial]:
