@@ -190,6 +190,7 @@ def test_latents_made_beforehand_are_those_made_one_by_one(backbone: Backbone) -
             torch.testing.assert_close(item.guided[i], guided[0], atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_trained_model_s_latents_follow_it(unet: UNetBackbone) -> None:
     """With a learning rate of nearly nothing they are the frozen model's; else they are not."""
     for lr, same in ((1e-12, True), (1e-2, False)):
@@ -459,7 +460,7 @@ def test_flow_merges_the_factors_of_its_text_side() -> None:
 
 
 # --- the training -----------------------------------------------------------------------------------------------------
-@pytest.mark.quick("multi-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "lr"), [("single", 1e-4), ("multi", 3e-4)])
 def test_training_turns_late_answers(unet: UNetBackbone, path: Any, lr: float) -> None:
     """On latents that it did not see, the erase loss falls. It starts with the other three at nothing."""
@@ -498,7 +499,7 @@ def test_half_precision_learns_through_float32_masters(method: ANT) -> None:
     assert edit.weights and {v.dtype for v in edit.weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.quick("unet-method2", "flux-*")
+@pytest.mark.quick("flux-*")
 @pytest.mark.parametrize("method", [SINGLE, OFFICIAL, MULTI])
 def test_same_request_same_edit_and_the_model_stays(backbone: Backbone, method: ANT) -> None:
     before = edits.fingerprints(backbone)

@@ -114,7 +114,7 @@ MORE_BAD = {
 }
 
 
-@pytest.mark.quick("leaves-model", "deterministic", "fits")
+@pytest.mark.quick("fits")
 @pytest.mark.parametrize("rule", MORE_BAD)
 def test_other_ways_to_fail(tmp_path: Path, rule: str):
     """A hook left behind, a global seed, a hidden limit, a gradient, a variant of no field, the last concept alone."""

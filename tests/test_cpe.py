@@ -333,6 +333,7 @@ def share_left(backbone: Backbone, found: Gates, prompt: str, wanted: str | None
     return left / total
 
 
+@pytest.mark.slow
 def test_training_erases_the_concept_and_holds_the_anchors(embedded: Backbone) -> None:
     edit = edits.make(FIRST, embedded, HELD)
     assert edit.gates is not None

@@ -138,6 +138,7 @@ def test_plan_covers_all_steps_and_concepts() -> None:
     assert len({s.seed for s in samples}) == 2000
 
 
+@pytest.mark.slow
 def test_student_s_latents_follow_the_student() -> None:
     """The student's walks change as it learns; with a learning rate of nearly nothing they are the frozen ones."""
     backbone = random_unet()
@@ -275,6 +276,7 @@ def test_template_makes_the_prompt() -> None:
     assert edit.notes["prompts"] == ["a photo of a cat", "a photo of a dog"]
 
 
+@pytest.mark.quick("flux")
 def test_iterations_per_concept_are_as_many_times_the_iterations(backbone: Backbone) -> None:
     each = edits.make(replace(SHORT, iterations=3, per_concept=True), backbone, REQUEST)
     together = edits.make(replace(SHORT, iterations=6), backbone, REQUEST)

@@ -575,7 +575,7 @@ def test_training_lowers_what_it_trains(backbone: Backbone, what: Any, unet: flo
     assert contest.log.removal[-1] < 0.99 * contest.log.removal[0]
 
 
-@pytest.mark.quick("unet-full", "flux-*")
+@pytest.mark.quick("flux-*")
 @pytest.mark.parametrize("mode", ["x0_onestep", "last_k", "full", "off_policy"])
 def test_every_mode_leaves_the_model_and_repeats(backbone: Backbone, mode: Any) -> None:
     method = replace(SHORT, grad_mode=mode, iterations=2, steps=3, d_steps=2, refresh=2, walkers=3, stop_every=2)

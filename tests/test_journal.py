@@ -54,7 +54,7 @@ CASES: list[tuple[str, dict[str, Any], Request, edits.Strategy]] = [
     ("erase_anything", {"iterations": 4}, ONE, "joint"),
 ]
 QUICK = (
-    *("unet-esd-joint0", "unet-mace-joint", "unet-ant-joint1", "unet-fade_adv-joint1", "unet-cpe-joint"),
+    *("unet-esd-joint0", "unet-mace-joint", "unet-cpe-joint"),
     *("flux-fade_fg-sequential", "flux-fade_adv-sequential", "flux-ant-joint0", "flux-erase_anything-joint"),
 )
 """Every method once, on one model or the other."""

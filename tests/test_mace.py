@@ -306,6 +306,7 @@ def still(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
     return [name for name in before if torch.equal(before[name], after[name])]
 
 
+@pytest.mark.slow
 def test_training_brings_attention_down(backbone: Backbone) -> None:
     edit = edits.make(replace(SHORT, iterations=40, times="uniform"), backbone, REQUEST)
     assert sorted(edit.weights) == sorted(base(backbone))

@@ -220,7 +220,7 @@ from benchmark.plan import make_plan, plan_json
 labels = [n for n in registry.method_names()]
 labels += [f"{n}@{v}" for n in labels for v in registry.method_class(n).variants]
 for name in suite.names():
-    for model in ("random-unet", "random-flux", "sd14"):
+    for model in ("random-unet", "random-flux", "sd14") if name in ("smoke", "fade_adv") else ("sd14",):
         plan_json(make_plan(name, model=model, methods=labels, scale=0.01))
 assert not [m for m in ("torch", "diffusers", "transformers", "scipy", "matplotlib") if m in sys.modules]
 """

@@ -350,6 +350,7 @@ def test_shards_together_are_one_run(suite: Path, tmp_path: Path, finished: Snap
     assert snapshot(out) == finished and costs(out)["last_run"]["images_made"] == 0
 
 
+@pytest.mark.slow
 def test_shards_in_the_other_order_give_the_same_board(suite: Path, tmp_path: Path, finished: Snapshot):
     for part in ("2/2", "1/2"):
         done(suite, tmp_path, *FEW, "--shard", part)
@@ -560,7 +561,7 @@ KILLS: dict[str, tuple[Any, str, int, bool]] = {
 }
 
 
-@pytest.mark.quick("in a batch of an edited model", "while an artifact is written", "before a record")
+@pytest.mark.quick("in a batch of an edited model", "while an artifact is written")
 @pytest.mark.parametrize("point", KILLS)
 def test_a_killed_run_goes_on_to_the_same_bytes(point: str, suite: Path, tmp_path: Path, finished: Snapshot):
     out = tmp_path / "out"

@@ -47,7 +47,7 @@ def drawn(rng, name, prompts, per, middle, spread):
     return stats.sample(values, np.repeat([f"{name} {i}" for i in range(prompts)], per).tolist(), range(prompts * per))
 
 
-def coverage(headline, design, normal, trials=1500):
+def coverage(headline, design, normal, trials=1000):
     """Share of trials in which the interval holds the score of the rates over all prompts."""
     h = HEADLINES[headline]
     true = h.score(*(float(expit(middle + spread * normal).mean()) for _, _, middle, spread in design.values()))
