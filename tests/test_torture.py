@@ -48,6 +48,14 @@ def test_killed_processes_come_to_the_same_bytes_and_the_campaign_goes_on_where_
     assert call(work, "--seed", "1") == 2, "another campaign"
 
 
+@pytest.mark.slow
+def test_a_long_campaign_strikes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torture, "FOR_ALL_STAGES", 12)
+    assert call(tmp_path / "work", "--kills", "12", "--round", "3") == 0
+    shown = json.loads((tmp_path / "work" / "torture.json").read_bytes())["figures"]
+    assert list(shown["by_stage"]) == list(kills.STAGES) and shown["by_signal"]["SIGKILL at a stage"] >= 7
+
+
 def test_a_byte_that_differs_and_a_thing_left_behind_are_found(tmp_path: Path):
     (tmp_path / "out" / "store" / "tmp").mkdir(parents=True)
     (tmp_path / "out" / "board.json").write_bytes(b"{}")
@@ -68,7 +76,9 @@ def test_harms_are_drawn_from_seed_and_number_alone():
     measure = Measure(100.0, 5000)
     drawn = [kills.drawn(0, n, measure, 0.25) for n in range(300)]
     assert drawn == [kills.drawn(0, n, measure, 0.25) for n in range(300)]
-    assert {harm for harm, _ in drawn} == {harm for harm, _ in kills._DRAWN}
+    assert {harm for harm, _ in drawn} == {harm for harm, _ in kills._DRAWN} | {"SIGKILL at a stage"}
+    aimed = {at for harm, at in drawn if harm == "SIGKILL at a stage"}
+    assert aimed == {place / 2 for place in range(2, 2 * len(kills.STAGES))}, "each begin and end, but of the start"
     assert all(at <= 25 for harm, at in drawn if harm in ("SIGKILL", "SIGTERM"))
     assert max(at for harm, at in drawn if harm == "SIGKILL in a write") > 1000
 

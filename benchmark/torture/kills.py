@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from benchmark import atomic
 from benchmark.errors import BenchError, Damaged
@@ -53,7 +53,9 @@ _LONGEST_S = 1800.0
 CHECKPOINTS_S = 0.5
 """Seconds between two checkpoints of a training; runs in earnest have more, and their trainings last longer."""
 
-Harm = Literal["SIGKILL", "SIGTERM", "SIGKILL in a write", "no space", "input/output", "short write", "none"]
+Harm = Literal[
+    "SIGKILL", "SIGTERM", "SIGKILL in a write", "SIGKILL at a stage", "no space", "input/output", "short write", "none"
+]
 _DRAWN: Sequence[tuple[Harm, int]] = (
     ("SIGKILL", 4),
     ("SIGTERM", 3),
@@ -63,6 +65,9 @@ _DRAWN: Sequence[tuple[Harm, int]] = (
     ("short write", 1),
 )
 """And how often, of so many."""
+_AIMED = 4
+"""Every so many-th process is killed where a stage begins or ends, one stage after the other: some take so little time
+that a random moment hardly ever meets them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Event:
     round: int
     harm: Harm
     at: float
-    """Seconds after its start, or which call of the disk."""
+    """Seconds after its start; or which call of the disk; or the stage's place in `STAGES`, and a half for its end."""
     struck: bool
     """Whether it was hit; else it came to its end before."""
     stage: str
@@ -191,9 +196,10 @@ def _child(command: Sequence[str], log: Path, harm: Harm, at: float, watch: Watc
     if journal := sys.modules.get("benchmark.journal"):  # loaded ahead; what is only played trains nothing
         vars(journal).update(EVERY_S=CHECKPOINTS_S, SHARE=1.0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    aimed = at if harm == "SIGKILL at a stage" else None
     for module, owner, name, stage in _HOOKS:
         place = importlib.import_module(module)
-        _hook(place if owner is None else getattr(place, owner), name, stage, watch)
+        _hook(place if owner is None else getattr(place, owner), name, stage, watch, aimed)
     kind: Kind = harm if harm in ("no space", "input/output", "short write") else "input/output"
     by_call = harm == "SIGKILL in a write" or harm == kind
     disk = WatchedDisk(watch, kind, int(at) if by_call else None, kill=harm == "SIGKILL in a write")
@@ -204,14 +210,22 @@ def _child(command: Sequence[str], log: Path, harm: Harm, at: float, watch: Watc
         cli.main()
 
 
-def _hook(owner: Any, name: str, stage: str, watch: Watch) -> None:
+def _hook(owner: Any, name: str, stage: str, watch: Watch, aimed: float | None) -> None:
     real: Callable[..., Any] = getattr(owner, name)
+    begin = STAGES.index(stage)
+
+    def reached(place: float) -> None:
+        if place == aimed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     @wraps(real)
     def hooked(*arguments: Any, **named: Any) -> Any:
         before = watch.enter(stage)
         try:
-            return real(*arguments, **named)
+            reached(begin)
+            value = real(*arguments, **named)
+            reached(begin + 0.5)
+            return value
         finally:
             watch.back(before)
 
@@ -252,6 +266,9 @@ def same(out: Path, expected: dict[str, bytes]) -> None:
 def drawn(seed: int, number: int, measure: Measure, share: float) -> tuple[Harm, float]:
     """The n-th harm and its moment, up to `share` of what a whole run takes."""
     rng = random.Random(f"{seed}|{number}")
+    if number % _AIMED == _AIMED - 1:
+        place = number // _AIMED % (len(STAGES) - 1) + 1  # all but the start, which random moments meet
+        return "SIGKILL at a stage", place + rng.choice((0.0, 0.5))
     (harm,) = rng.choices([h for h, _ in _DRAWN], [n for _, n in _DRAWN])
     far = measure.seconds if harm in ("SIGKILL", "SIGTERM") else measure.calls
     at = rng.uniform(0, share * far)
@@ -267,7 +284,7 @@ def figures(events: Sequence[Event], measure: Measure, rounds: int) -> dict[str,
     stages = {s: sum(e.stage == s for e in kills) for s in STAGES}
     return {
         "kills": len(kills),
-        "by_signal": {h: sum(e.harm == h for e in kills) for h, _ in _DRAWN if h.startswith("SIG")},
+        "by_signal": {h: sum(e.harm == h for e in kills) for h in get_args(Harm) if h.startswith("SIG")},
         "by_stage": {stage: n for stage, n in stages.items() if n},
         "in_writes": sum(e.writing or e.harm.endswith("write") for e in kills),
         "faults": {h: sum(e.harm == h for e in faults) for h, _ in _DRAWN if not h.startswith("SIG")},
