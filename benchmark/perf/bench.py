@@ -92,8 +92,7 @@ class Bench(abc.ABC):
     once: bool = False
     """Whether one turn tells all: a check, not a time."""
     peer_once: bool = False
-    """Whether the peer's way takes a single turn: a long one, so far behind that neither its spread nor a cold
-    first call decides anything: it is not warmed up."""
+    """Whether the peer's way takes a single turn: a long one, so far behind that its spread decides nothing."""
     fewest: int = 3
     """Turns that the peer's way takes however long they are; ours takes all that were asked for."""
     patience: float = 50.0
@@ -150,9 +149,7 @@ class _Side:
 def _turns(bench: Bench, trial: Trial, runs: int) -> tuple[_Side, _Side]:
     ours, peer = _Side(), _Side()
     if bench.warm_up and not bench.once:
-        trial.ours()
-        if not bench.peer_once:
-            trial.peer()
+        trial.ours(), trial.peer()
     begun = time.monotonic()
     for turn in range(runs):
         ours.turn(trial.ours)
