@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from benchmark.errors import BadInput
 from benchmark.interface import Edit, Family, Method, Request
 from methods._fields import number, one_of
+from methods._files import file_hash
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
@@ -92,10 +92,10 @@ def content_hash(path: Path) -> str:
     if not path.exists():
         raise BadInput(f"checkpoint: expected a file or folder at path, and there is no {path}")
     if path.is_file():
-        return _file_hash(path)
+        return file_hash(path)
     digest = hashlib.sha256()
     for file in files_in(path):
-        digest.update(f"{file.relative_to(path).as_posix()} {_file_hash(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -111,15 +111,3 @@ def files_in(folder: Path) -> Iterator[Path]:
             if not path.resolve().is_relative_to(home):
                 raise BadInput(f"checkpoint: {path} leads out of {folder}; copy the file into it")
             yield path
-
-
-def _file_hash(path: Path) -> str:
-    status = path.stat()
-    return _hashed(str(path.resolve()), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _hashed(path: str, size: int, modified: int) -> str:
-    # planning makes the method many times over; a file of gigabytes is read once
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

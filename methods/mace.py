@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
@@ -34,6 +35,7 @@ from benchmark.errors import BadInput
 from benchmark.interface import Edit, Family, Method, Request, Target, later
 from methods import _templates
 from methods._fields import HARNESS_VARIANT, number, one_of
+from methods._files import file_hash
 
 if TYPE_CHECKING:
     from benchmark.backbones.base import Backbone
@@ -141,6 +143,10 @@ class MACE(Method):
     """A file of `python -m methods._mace_cache` in place of the request's general prompts (without any: of "")."""
     domain_cache: str | None = None
     """The same in place of the request's kept names in the templates."""
+    prior_sha256: str = later("")
+    """Of that file's content. Found when left out, so that another content is another edit; checked when given."""
+    domain_sha256: str = later("")
+    """The same of `domain_cache`."""
     fusion: Fusion = "closed-form"
     """`mean`: the mean of the LoRAs on the refined weights, the paper's naive fusion."""
     where: Where = later("cross-attention")
@@ -157,6 +163,8 @@ class MACE(Method):
             number(self, field, whole=True)
         number(self, "image_guidance")
         self._check_optional()
+        for cache in ("prior", "domain"):
+            self._settle_hash(cache)
         _templates.check(self.name, self.templates)
         if self.image_template:
             _templates.one_place(self.name, "image_template", self.image_template)
@@ -174,6 +182,14 @@ class MACE(Method):
         for field in ("ridge", "train_scale", "fuse_scale", "domain_weight"):
             if getattr(self, field) is not None:
                 number(self, field)
+
+    def _settle_hash(self, cache: str) -> None:
+        path, said = getattr(self, f"{cache}_cache"), getattr(self, f"{cache}_sha256")
+        if path is None or not Path(path).is_file():
+            return  # what is not there is told when it is needed
+        if said not in ("", found := file_hash(Path(path))):
+            raise BadInput(f"mace: {path} should have sha256 {said}, but has {found}; make or get it again")
+        object.__setattr__(self, f"{cache}_sha256", found)
 
     def refusal(self, family: Family) -> str | None:
         if self.where == "cross-attention" and family == "transformer-flow":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark import edits
+from benchmark import edits, registry
 from benchmark.backbones.base import Backbone
 from benchmark.backbones.random_models import random_flux, random_unet
 from benchmark.errors import BadInput, BenchError, Missing
@@ -392,6 +392,22 @@ def test_caches_round_trip_and_stand_in(backbone: Backbone, tmp_path: Path) -> N
     bare = replace(REQUEST, keep=(), general=())
     here, there = (refined(backbone, m, r) for m, r in ((SHORT, REQUEST), (by_file, bare)))
     assert all(torch.equal(here[n], there[n]) for n in here)
+
+
+def test_another_content_of_a_cache_is_another_edit(backbone: Backbone, tmp_path: Path) -> None:
+    path, key = tmp_path / "cache.safetensors", "prior_sha256"
+
+    def fields() -> Mapping[str, Any]:
+        return registry.resolve("mace", passed={"prior_cache": str(path)}).fields
+
+    assert key not in registry.resolve("mace").fields and key not in fields()  # older keys stay what they were
+    found = set()
+    for prompts in (["a cat"], ["a dog"]):
+        _mace_cache.save(path, backbone, _mace_cache.sums(backbone, prompts))
+        found.add(fields()[key])
+    assert len(found) == 2
+    with pytest.raises(BadInput, match=f"should have sha256 {'0' * 64}, but has"):
+        MACE(prior_cache=str(path), prior_sha256="0" * 64)
 
 
 def test_command_writes_a_cache(backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

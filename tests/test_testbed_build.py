@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from benchmark.testbed import artwork, build, card
+from benchmark.testbed import artwork, assemble, build, card
 from benchmark.testbed import recipe as module
 from benchmark.testbed.recipe import HERE, Recipe, rate_at
 
@@ -51,6 +51,14 @@ def prepared(work: Path, drawings: np.ndarray) -> Path:
 
 def train(work: Path, recipe: Path, stages: list[str]) -> None:
     build.main(["--node-modules", "absent", "--work", str(work), "--recipe", str(recipe), *stages])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_references():
+    """Rendering what the judges' distances are taken to would last longer than all of the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "REFERENCES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
