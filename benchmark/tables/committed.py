@@ -17,8 +17,11 @@ from benchmark.record import PACKED, listed
 from benchmark.tables import board, overall
 
 LEADERBOARD = "leaderboard"
-APART = frozenset({"ablation", "kinds"})
-"""Suites that compare variants of a method, or kinds of concepts of their own: they have boards, and no column."""
+APART = {
+    "ablation": "it compares variants of a method, by the protocol of fade_adv",
+    "kinds": "it is a look at one concept of each kind, near and far, for the explanation",
+}
+"""Suites that have boards here and no column of the leaderboard, and why."""
 _FORMATS = ("md", "csv", "tex")
 
 
@@ -39,6 +42,7 @@ def boards(root: Path) -> dict[Path, bytes]:
     }
     compared = [folder for folder in suites(root) if folder.name not in APART]
     whole = overall.build(overall.read_suites(compared))
+    whole["left_out"] |= {f.name: why for f in suites(root) if (why := APART.get(f.name))}
     for kind in _FORMATS:
         text = overall.render(whole, kind, intervals=True)
         made[root / f"{LEADERBOARD}.{kind}"] = text.encode("utf-8")
