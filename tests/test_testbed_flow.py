@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import FluxPipeline
+from PIL import Image
 from transformers import T5Tokenizer, T5TokenizerFast
 
 from benchmark import models, paths
@@ -22,7 +23,7 @@ from benchmark.backbones.load import load
 from benchmark.backbones.random_models import random_flux
 from benchmark.errors import BadInput, Missing
 from benchmark.sample import Sampler, sample
-from benchmark.testbed import artwork, assemble, build, card, flow, report, t5, tune
+from benchmark.testbed import artwork, assemble, build, card, damage, flow, report, sheets, t5, tune
 from benchmark.testbed import recipe as module
 from benchmark.testbed.captions import caption, vocabulary
 from benchmark.testbed.data import draw_records
@@ -257,6 +258,24 @@ def test_the_report_asks_which_text_is_read(made: Path):
     once = Sampler(steps=1, guidance=1.0, size=64)
     found = report.readers(made / "weights-flux", SHIPPED, once, ["cat", "rose", "sword"], images=1)
     assert set(found) == {"t5", "clip"} and all(0 <= v <= 1 for v in found.values())
+
+
+@pytest.mark.slow
+def test_the_report_and_its_sheets_draw_at_the_model_s_size(made: Path, tmp_path: Path, monkeypatch):
+    """A FLUX folder says nothing of its size; by default it is taken to draw 128 latents across."""
+    once, folder = Sampler(steps=1, guidance=1.0, size=64), made / "weights-flux"
+    assert report.generate(str(folder), tune.asks()[:2], once).shape == (2, 64, 64, 3)
+    found = damage.damage(folder, SHIPPED, once, images=1)
+    assert set(found["birds"]) == set(damage.BIRDS) and set(found["far"]) == {"before", "after"}
+    monkeypatch.setattr(sheets, "sampler_of", lambda *_: once)
+    monkeypatch.setattr(sheets, "groups", lambda: ["cifar"])
+    assert [path.name for path in sheets.of_samples(folder, tmp_path, Recipe.load(), rows=1)] == [
+        "samples-cifar.png",
+        "samples-style.png",
+    ]
+    for path in tmp_path.iterdir():
+        with Image.open(path) as sheet:
+            assert sheet.width % 64 == sheet.height % 64 == 0 and sheet.height < 1024
 
 
 def test_each_model_is_sampled_named_and_carded_as_its_own(made: Path):

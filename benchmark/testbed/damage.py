@@ -33,7 +33,7 @@ def damage(weights: Path, judges: Path, sampler: Sampler, images: int = 4) -> di
 
     `kept` is the unedited model's share on the same prompts and seeds.
     """
-    backbone, judge = load(str(weights)), Classifier.load(judges / "evaluator")
+    backbone, judge = load(str(weights), size=sampler.size), Classifier.load(judges / "evaluator")
     before = recognised(backbone, judge, sampler, images)
     found: dict[str, Any] = {"method": METHOD, "fields": CRUDE, "images": images, "birds": {}}
     for bird in BIRDS:

@@ -76,7 +76,7 @@ def pipeline_of(weights: Path) -> str:
 
 def generate(model: str, wanted: Sequence[Ask], sampler: Sampler = SAMPLER) -> NDArray[np.uint8]:
     """Images `(n, 64, 64, 3)` of the asks, in order."""
-    backbone = load(model)
+    backbone = load(model, size=sampler.size)
     return np.concatenate([images for _, images in sample(backbone, wanted, sampler, BATCH)])
 
 
@@ -266,7 +266,7 @@ def readers(
     Shares of images in which evaluator A finds the concept that T5 named, and the one that CLIP named. Each concept
     `asked` for (by default each that is drawn) is paired with the one half a list away, mostly of another group.
     """
-    backbone, judge = load(str(weights)), Classifier.load(judges_in / "evaluator")
+    backbone, judge = load(str(weights), size=sampler.size), Classifier.load(judges_in / "evaluator")
     names, half = class_names("object"), len(class_names("object")) // 2
     other = dict(zip(names, names[half:] + names[:half], strict=True))
     pairs = [(name, other[name]) for name in asked or names]

@@ -44,7 +44,8 @@ def of_renders(drawings: Path, out: Path, seed: int = 0) -> list[Path]:
 
 def of_samples(weights: Path, out: Path, recipe: Recipe, rows: int = 3) -> list[Path]:
     """One sheet a group: a column a concept, a row a seed; and one of styles, a row a style."""
-    backbone, sampler, paths = load(str(weights)), sampler_of(weights, recipe), []
+    sampler, paths = sampler_of(weights, recipe), []
+    backbone = load(str(weights), size=sampler.size)
     for group in [*groups(), "style"]:
         wanted, across = _styled() if group == "style" else _named(group, rows)
         images = np.concatenate([part for _, part in sample(backbone, wanted, sampler, BATCH)])
